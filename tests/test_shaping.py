@@ -1,14 +1,17 @@
 import inspect
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import distance
 from torch import Tensor
 
 from rewarden.core import RewardOutput
-from rewarden.methods import BayesianEnsemble, BradleyTerry, Ensemble, InfoBottleneck
-from rewarden.shaping import Shaping, lcb, mean, mix, nominal, uwo, worst
+from rewarden.methods import BayesianEnsemble, BradleyTerry, Centered, Ensemble, InfoBottleneck
+from rewarden.monitors.mahalanobis import LatentReference, fit_reference, mahalanobis
+from rewarden.shaping import Shaping, latent_penalised, latent_penalties, lcb, mean, mix, nominal, uwo, worst
 
 MEAN, SIGMA = [1.0, 0.2, -0.5, 0.8, 0.4], [0.9, 0.5, 0.7, 0.3, 0.6]
 
@@ -189,3 +192,142 @@ def test_an_unknown_variance_is_refused(shaping: Shaping) -> None:
     unchecked = inspect.unwrap(shaping)  # while tests run, the type checker would refuse the word first
     with pytest.raises(ValueError, match=r"variance is 'sample'; it must be 'population'.* or 'unbiased'"):
         unchecked(of([1.0, 2.0]), variance="sample")
+
+
+# --- IBL: the distance from the starting policy's latents ---
+
+FOUR = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.fixture
+def reference() -> LatentReference:
+    """Mean (1, 0.5), variances 4/3 and 1/3."""
+    return fit_reference(FOUR, covariance="empirical")
+
+
+def normal(rows: int, width: int, seed: int) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_latent_penalty_by_hand(reference: LatentReference) -> None:
+    output = RewardOutput(torch.tensor([2.0, 2.0]), latent=torch.tensor([[3.0, 0.5], [1.0, 0.5]]))
+    assert latent_penalised(output, reference=reference, weight=0.1).tolist() == pytest.approx([1.82679498, 2.0])
+    assert latent_penalised(output, reference=reference, weight=0.0).tolist() == [2.0, 2.0]
+    finer = output._replace(latent=torch.tensor([[3.0, 0.5], [1.0, 0.5]], dtype=torch.float64))
+    assert latent_penalised(finer, reference=reference, weight=0.1).dtype == torch.float32  # rewards keep their type
+
+
+def test_latent_penalty_against_the_order_of_operations_of_the_released_code() -> None:
+    latents, output = normal(60, 5, 0), RewardOutput(normal(7, 1, 1)[:, 0], latent=normal(7, 5, 2))
+    assert output.latent is not None
+    centre, inverse = latents.numpy().mean(0), np.linalg.inv(np.cov(latents.numpy(), rowvar=False) + 1e-6 * np.eye(5))
+    expected = [
+        reward - 0.05 * distance.mahalanobis(latent, centre, inverse)
+        for reward, latent in zip(output.reward.tolist(), output.latent.numpy(), strict=True)
+    ]
+    found = latent_penalised(output, reference=fit_reference(latents, covariance="empirical"), weight=0.05)
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_latent_penalty_is_the_worst_of_an_ellipsoid_of_linear_decoders() -> None:
+    # Rewards w . (z - mean); over all w' with (w' - w)' covariance (w' - w) <= weight^2 the lowest is the penalised one.
+    latents, decoder, z = normal(60, 5, 0), normal(1, 5, 1)[0], normal(1, 5, 2)
+    reference, weight = fit_reference(latents, covariance="empirical"), 0.7
+    offset = z[0] - reference.mean
+    penalised = latent_penalised(
+        RewardOutput(z @ decoder - reference.mean @ decoder, latent=z), reference=reference, weight=weight
+    )
+    steps = normal(2000, 5, 3) @ torch.linalg.cholesky(reference.precision).T
+    steps *= weight / torch.einsum("ri,ij,rj->r", steps, reference.precision.inverse(), steps).sqrt()[:, None]
+    rewards = (decoder + steps) @ offset
+    assert bool((rewards >= penalised - 1e-9).all()) and rewards.min() < penalised + 0.2 * weight
+    lowest = decoder - weight * reference.precision @ offset / mahalanobis(z, reference)
+    torch.testing.assert_close((lowest @ offset)[None], penalised)
+
+
+def test_a_latent_penalty_composes_with_other_shapings(reference: LatentReference) -> None:
+    output = RewardOutput(
+        torch.tensor([9.0]),
+        uncertainty=torch.tensor([0.5]),
+        latent=torch.tensor([[3.0, 0.5]]),
+        members=torch.tensor([[1.0, 2.0]]),
+    )
+    for shaping, reward in ((worst, 1.0), (mean, 1.5), (partial(mix, nominal_weight=0.5), 5.0)):
+        bound: Shaping = partial(latent_penalised, reference=reference, weight=1.0, shaping=shaping)
+        assert bound(output).item() == pytest.approx(reward - 1.7320502, abs=1e-5)
+
+
+def test_a_latent_penalty_works_on_what_heads_return() -> None:
+    torch.manual_seed(0)
+    for method, width in (
+        (Centered(InfoBottleneck(latent_size=4)), 4),
+        (Ensemble(InfoBottleneck(latent_size=4), size=2), 8),
+    ):
+        output = method.head(8).eval()(torch.randn(6, 8))
+        assert output.latent is not None
+        reference = fit_reference(normal(40, width, 0), covariance="ledoit-wolf")
+        found = latent_penalised(output, reference=reference, weight=0.5)
+        assert found.dtype == output.reward.dtype
+        torch.testing.assert_close(found, output.reward - 0.5 * mahalanobis(output.latent, reference))
+
+
+def test_without_latents_there_is_no_latent_penalty(brme: RewardOutput, reference: LatentReference) -> None:
+    with pytest.raises(ValueError, match=r"needs a reward model with latents.*train info-bottleneck.*ensemble"):
+        latent_penalised(brme, reference=reference, weight=0.1)
+    with pytest.raises(ValueError, match=r"needs a reward model with latents"):
+        latent_penalties(None, ["a"], {"a": reference}, {"a": 0.1})
+    with pytest.raises(ValueError, match=r"latents have width 3, the reference 2; both must come from the same"):
+        latent_penalised(RewardOutput(torch.zeros(1), latent=torch.zeros(1, 3)), reference=reference, weight=0.1)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_latent_penalty_is_no_premium(reference: LatentReference, weight: float) -> None:
+    with pytest.raises(ValueError, match=rf"weight is {weight}; it must be finite and at least 0"):
+        latent_penalised(RewardOutput(torch.zeros(1), latent=torch.zeros(1, 2)), reference=reference, weight=weight)
+    with pytest.raises(ValueError, match=rf"weight is {weight}"):
+        latent_penalties(torch.zeros(1, 2), ["a"], {"a": reference, "b": reference}, {"a": 0.1, "b": weight})
+
+
+def test_classes_of_prompts_have_references_and_weights_of_their_own(reference: LatentReference) -> None:
+    references = {"helpful": reference, "harmless": fit_reference(FOUR + 10, covariance="empirical")}
+    latents = torch.tensor([[3.0, 0.5], [3.0, 0.5], [11.0, 10.5], [1.0, 0.5]])
+    found = latent_penalties(
+        latents, ["helpful", "harmless", "harmless", "helpful"], references, {"helpful": 0.0, "harmless": 0.05}
+    )
+    far = (64 / (4 / 3) + 100 / (1 / 3)) ** 0.5  # (3, 0.5) from (11, 10.5)
+    assert found.distance.tolist() == pytest.approx([1.7320502, far, 0.0, 0.0], rel=1e-5, abs=1e-6)
+    assert found.penalty.tolist() == pytest.approx([0.0, 0.05 * far, 0.0, 0.0], rel=1e-5, abs=1e-6)
+    assert found.distance.dtype == found.penalty.dtype == torch.float32
+
+
+def test_with_one_class_both_functions_agree(reference: LatentReference) -> None:
+    latents = normal(9, 2, 0)
+    found = latent_penalties(latents, ["a"] * 9, {"a": reference}, {"a": 0.3})
+    assert torch.equal(found.distance, mahalanobis(latents, reference))
+    rewards = normal(9, 1, 1)[:, 0]
+    paid = latent_penalised(RewardOutput(rewards, latent=latents), reference=reference, weight=0.3)
+    assert torch.equal(rewards - found.penalty, paid)
+
+
+@pytest.mark.parametrize(
+    ("classes", "weights", "message"),
+    [
+        (
+            ["a", "c"],
+            {"a": 1.0, "b": 1.0},
+            r"1 of 2 completions have a class without a reference, the first 'c'.*\['a', 'b'\]",
+        ),
+        (["a"], {"a": 1.0, "b": 1.0}, r"got 1 classes for 2 completions"),
+        (
+            ["a", "a"],
+            {"a": 1.0},
+            r"references are for the classes \['a', 'b'\], weights for \['a'\].*give every class both",
+        ),
+        (["a", "a"], {"a": 1.0, "b": 1.0, "c": 1.0}, r"weights for \['a', 'b', 'c'\]"),
+    ],
+)
+def test_a_class_that_nobody_knows_is_refused(
+    reference: LatentReference, classes: Sequence[str], weights: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        latent_penalties(torch.zeros(2, 2), classes, {"a": reference, "b": reference}, weights)
