@@ -150,7 +150,7 @@ def probe(backbone: PreTrainedModel, implementation: str = IMPLEMENTATION) -> st
 def _compare(backbone: PreTrainedModel, implementation: str) -> str | None:
     sequences = _sequences(backbone)
     row = lay_out([sequences])
-    calls = _watch(implementation, _reach(backbone.config))
+    calls = _watch(implementation, reach(backbone.config))
     backbone.set_attn_implementation(_WATCHED)
     hidden = _run(backbone, row.tokens, position_ids=torch.tensor([row.positions]), tree=row.forest)
     layers = backbone.config.num_hidden_layers
@@ -208,7 +208,7 @@ def _watch(implementation: str, reach: int) -> list[int]:
     return calls
 
 
-def _reach(config: PreTrainedConfig) -> int:
+def reach(config: PreTrainedConfig) -> int:
     """The longest row that the model is made for, in tokens; chunks and windows beyond it change nothing."""
     known = getattr(config, "max_position_embeddings", None) or 0
     return int(min(max(known, 4096), 2**20))
