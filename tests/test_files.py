@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rewarden.files import DataError, content_hash, read_rows, stem
+from rewarden.files import DataError, content_hash, read_rows, stem, write_text
 
 ROWS = [{"chosen": "a", "rejected": "b"}, {"chosen": "ü\u2028c", "rejected": "d", "margin": 1.5}]
 
@@ -208,3 +208,22 @@ def test_content_hash(tmp_path):
     assert content_hash([{"a": "x", "b": 2}]) != canonical
     with pytest.raises(DataError, match="no such file"):
         content_hash(tmp_path / "gone.jsonl")
+
+
+def test_a_text_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "page.html"
+    write_text(path, "first\n")
+    assert (path.read_bytes(), os.listdir(path.parent)) == (b"first\n", ["page.html"])
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        write_text(path, "second")
+    assert (path.read_bytes(), os.listdir(path.parent)) == (b"first\n", ["page.html"])
+
+
+def test_what_is_not_unicode_does_not_stop_a_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "a path: \udcff")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a path: \\udcff"

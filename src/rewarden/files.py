@@ -197,3 +197,43 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         got = f"not readable as Parquet after row {number} ({' '.join(str(error).split())[:200]})"
         raise DataError.at(str(path), got, "a whole Parquet file", "Write or download it again.") from error
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as .jsonl, .jsonl.gz or .parquet: to a neighbour first, then into place. Makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        if path.name.endswith(".parquet"):
+            import pyarrow
+            from pyarrow import parquet
+
+            rows = list(rows)
+            # pyarrow takes the columns from the first row alone, and would leave out what only later rows have.
+            names = dict.fromkeys(name for row in rows for name in row)
+            parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), aside)
+        else:
+            opener: Any = gzip.open if path.name.endswith(".gz") else open
+            with opener(aside, "wt", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: to a neighbour first, then into place. Makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        # A path or an argument that was not UTF-8 holds lone surrogates, which no file can.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

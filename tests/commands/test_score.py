@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from rewarden import Scorer
 from rewarden.cli import main
-from rewarden.commands.score import write_rows
+from rewarden.files import write_rows
 from rewarden.hf.endogenous import EndogenousScorer
 
 from .conftest import make_pairs, write

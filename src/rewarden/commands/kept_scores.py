@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewarden.commands.results_files import write_text
+from rewarden.files import write_text
 
 if TYPE_CHECKING:
     from rewarden.commands.scoring_options import ScoringOptions

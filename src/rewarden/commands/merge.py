@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from rewarden.commands.results_files import write_text
+from rewarden.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

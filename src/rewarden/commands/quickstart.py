@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rewarden.commands.measure import Material, Measured, comparisons, measure, progress_bar
-from rewarden.commands.results_files import write_page, write_text
+from rewarden.commands.results_files import write_page
 from rewarden.commands.scoring_options import ScoringOptions
 from rewarden.commands.table import print_table
 from rewarden.commands.train import Train, train
 from rewarden.core import Method
+from rewarden.files import write_text
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck

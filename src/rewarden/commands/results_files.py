@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rewarden.files import write_text
 
 if TYPE_CHECKING:
     from rewarden.commands.measure import Material, Measured
@@ -104,13 +105,6 @@ def write_page(
     command = "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     facts = {"command": command} | versions()
     write_report(path, models=models, title=title, notes=notes, facts=facts, comparisons=comparisons)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write to a neighbour, then into place."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _sets(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +14,7 @@ import tyro
 from rewarden.commands.endogenous_options import EndogenousOptions, chosen_scorer
 from rewarden.commands.judge_options import JudgeOptions, judge_report
 from rewarden.commands.scoring_options import ScoringOptions
+from rewarden.files import write_rows
 
 if TYPE_CHECKING:
     from rewarden.data import Candidates, Text
@@ -164,9 +163,9 @@ def _write_page(
     """The completions as coloured text."""
     import shlex
 
-    from rewarden.commands.results_files import write_text
     from rewarden.commands.train import versions
     from rewarden.evaluation import token_page
+    from rewarden.files import write_text
 
     shown = [
         (
@@ -186,29 +185,6 @@ def _write_page(
 
 def _plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as .jsonl, .jsonl.gz or .parquet: to a neighbour first, then into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        if path.name.endswith(".parquet"):
-            import pyarrow
-            from pyarrow import parquet
-
-            rows = list(rows)
-            # pyarrow takes the columns from the first row alone, and would leave out what only later rows have.
-            names = dict.fromkeys(name for row in rows for name in row)
-            parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), aside)
-        else:
-            opener: Any = gzip.open if path.name.endswith(".gz") else open
-            with opener(aside, "wt", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def main(args: Score) -> None:

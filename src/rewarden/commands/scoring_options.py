@@ -8,25 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rewarden.commands.shaping_options import ShapingOptions
+
 if TYPE_CHECKING:
     from rewarden.hf.scorer_ensemble import ScorerEnsemble
     from rewarden.hf.scoring import Scorer
-    from rewarden.shaping import Shaping
 
 
 @dataclass(frozen=True)
-class ScoringOptions:
+class ScoringOptions(ShapingOptions):
     """How rewards are read off a model, or off an ensemble of models (folders joined by +)."""
 
-    shaping: Literal["nominal", "mean", "worst", "uwo", "lcb", "mix"] = "nominal"
-    """From members to the reward: the model's own (of several models their mean), the members' mean, the lowest member, the
-    mean less a penalty x variance (uwo) or x standard deviation (lcb), or a mix of nominal and worst."""
-    nominal_weight: float | None = None
-    """Weight of the nominal reward in the mix, from 0 to 1; needed with --shaping mix, refused without."""
-    penalty: float | None = None
-    """Of --shaping uwo (per reward unit, default 0.5) and lcb (a number of standard deviations, default 1); refused without."""
-    variance: Literal["population", "unbiased"] | None = None
-    """Of --shaping uwo and lcb: over k members (default), or over k - 1, which is k / (k - 1) times as much; refused without."""
     standardise: bool = False
     """Of an ensemble of models only: measure every model in its own standard deviations from its mean reward in training.
     For models whose rewards differ in scale."""
@@ -43,7 +35,7 @@ class ScoringOptions:
         Raises:
             ValueError: Naming the option.
         """
-        self._shaping()
+        self.chosen_shaping()
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"--batch-tokens is {self.batch_tokens}; it must be positive")
         if self.standardise and all(len(folders(model)) == 1 for model in models):
@@ -64,31 +56,11 @@ class ScoringOptions:
         from rewarden.hf.scorer_ensemble import ScorerEnsemble
         from rewarden.hf.scoring import Scorer
 
-        chosen, parts = self._shaping(), folders(model)
+        chosen, parts = self.chosen_shaping(), folders(model)
         load = partial(Scorer.load, layout=self.layout, batch_tokens=self.batch_tokens, raw=True if self.raw else None)
         if len(parts) == 1:
             return load(parts[0], shaping=chosen)
         return ScorerEnsemble(tuple(load(part) for part in parts), chosen, standardise=self.standardise)
-
-    def _shaping(self) -> Shaping:
-        """The shaping that the options describe; what would do nothing is refused."""
-        from rewarden import shaping
-
-        if (self.shaping == "mix") != (self.nominal_weight is not None):
-            raise ValueError("--nominal-weight belongs to --shaping mix: give both or neither")
-        given = {"penalty": self.penalty, "variance": self.variance}
-        given = {name: value for name, value in given.items() if value is not None}
-        penalised: dict[str, Shaping] = {"uwo": shaping.uwo, "lcb": shaping.lcb}
-        if given and self.shaping not in penalised:
-            raise ValueError(
-                f"--{next(iter(given))} belongs to --shaping uwo and lcb, and --shaping is {self.shaping}; change one of them"
-            )
-        if self.shaping in penalised:
-            return partial(penalised[self.shaping], **given)
-        if self.nominal_weight is not None:
-            return partial(shaping.mix, nominal_weight=self.nominal_weight)
-        plain: dict[str, Shaping] = {"nominal": shaping.nominal, "mean": shaping.mean, "worst": shaping.worst}
-        return plain[self.shaping]
 
 
 def folders(model: Path) -> list[Path]:

@@ -5,20 +5,18 @@ Style, script and dot plots are those of the evaluation report. Nothing is compu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rewarden.evaluation import page as frame
 from rewarden.evaluation import report_html
 from rewarden.evaluation import report_plots as plots
 from rewarden.evaluation.data_rows import Block, blocks, overlap, shares_something
 from rewarden.evaluation.report_html import escaped, how_to_read
 from rewarden.evaluation.report_plots import CHANCE, Plot
-from rewarden.evaluation.report_style import SCRIPT, STYLE
 
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _SIDES: dict[str, dict[str, Any]] = {"chosen": {}, "rejected": {}}
 _SOURCES = 20  # bars in the plot; the table has all
 _BAR = 26  # pixels
@@ -33,33 +31,14 @@ def page(found: Mapping[str, Any]) -> str:
     Returns:
         HTML. Every number on it is in `found`; the same input gives the same page.
     """
-    from plotly.offline import get_plotlyjs
-
     figures: dict[str, Any] = {}
-    parts = _sections(found, figures)
+    parts = {f"part-{number}": part for number, part in enumerate(_sections(found, figures).items())}
     title = "Preference data"
     names = ", ".join(found["files"])
-    links = "".join(f'<a href="#part-{number}">{heading}</a>' for number, heading in enumerate(parts))
-    body = "".join(
-        f'<section id="part-{number}"><h2>{heading}</h2>{text}</section>'
-        for number, (heading, text) in enumerate(parts.items())
-    )
-    # "</script>" in a name must not end the block: JSON may write "<" as an escape, HTML in a script may not.
-    data = json.dumps(figures, allow_nan=False).replace("<", "\\u003c")
-    return f"""<!doctype html>
-<html lang="en-GB"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}: {escaped(names)}</title><style>{STYLE}</style></head>
-<body><header><h1>{title}</h1><p>{escaped(names)}</p></header>
-<nav aria-label="Contents">{links}</nav>
-<noscript><p>The plots need JavaScript; the tables hold the numbers without it.</p></noscript>
-<main>{body}</main>
-<script type="application/json" id="figures">{data}</script>
-<script>{get_plotlyjs()}</script>
-<script>{SCRIPT}</script></body></html>
-"""
+    links, content = frame.sections(parts)
+    header = f"<h1>{title}</h1><p>{escaped(names)}</p>"
+    body = f"{links}\n{frame.NO_SCRIPT}\n{content}"
+    return frame.document(f"{title}: {names}", header, body, figures=figures)
 
 
 def _sections(found: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, str]:

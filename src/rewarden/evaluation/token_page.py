@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewarden.evaluation.page import document
 from rewarden.evaluation.report_html import details, escaped, how_to_read, number, table
-from rewarden.evaluation.report_style import STYLE
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STRONGEST = 55
 """Per cent of the colour in the background of the strongest token; the ink keeps its contrast up to there."""
 SHOWN = 50
@@ -126,16 +125,9 @@ def token_page(title: str, groups: Sequence[tuple[str, Sequence[Scored]]], facts
     )
     body = "".join(_group(place, prompt, scored, scale) for place, (prompt, scored) in enumerate(shown, start=1))
     rows = [[escaped(name), escaped(value)] for name, value in facts.items()]
-    return f"""<!doctype html>
-<html lang="en-GB"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escaped(title)}</title><style>{STYLE}{_TOKEN_STYLE}</style></head>
-<body><header><h1>{escaped(title)}</h1></header>
-{how}{_legend(scale)}<main>{body}</main>
-<section><h2>Facts</h2>{table("To repeat this", ["fact", "value"], [("", rows)])}</section></body></html>
-"""
+    facts_table = table("To repeat this", ["fact", "value"], [("", rows)])
+    body = f"{how}{_legend(scale)}<main>{body}</main>\n<section><h2>Facts</h2>{facts_table}</section>"
+    return document(title, f"<h1>{escaped(title)}</h1>", body, style=_TOKEN_STYLE)
 
 
 def _side(place: float) -> str:
