@@ -1,4 +1,6 @@
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +150,73 @@ class LargestTensor(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.elements = max(self.elements, *(tensor.numel() for tensor in tensors), 0)
         return result
+
+
+def kept_bytes(**options: Any) -> int:
+    """Bytes that the backward pass finds, beyond the arguments and the log-sum-exps."""
+    states, weight, targets = problem(dtype=torch.float32)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel() * t.itemsize), t)[1], lambda t: t):
+        token_logits(states, weight, targets, **options)
+    arguments = (states, weight, targets, torch.zeros(7))
+    return sum(sizes) - sum(each.numel() * each.itemsize for each in arguments)
+
+
+@pytest.mark.parametrize("rows", [1024, 3])
+def test_probabilities_are_kept_up_to_the_bound(rows: int) -> None:
+    everything = 7 * 23 * 4
+    assert kept_bytes(block=(rows, 8192), keep=everything) == everything
+    assert kept_bytes(block=(rows, 8192), keep=everything - 1) == 0
+    assert kept_bytes(block=(rows, 22), keep=everything) == 0  # several blocks of the vocabulary
+    assert kept_bytes(block=(rows, 8192), keep=everything, softcap=1.5) == 0  # its slope needs the logits
+
+
+def test_nothing_is_kept_where_no_gradient_is_recorded() -> None:
+    tokens, vocabulary, block = 200, 300, 16
+    states, weight, targets = problem(tokens, vocabulary, dtype=torch.float32)
+    alive: list[weakref.ref[Tensor]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, kinds, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+            result = operation(*arguments, **(keywords or {}))
+            if isinstance(result, Tensor) and result.shape == (block, vocabulary):
+                alive.append(weakref.ref(result))
+            most.append(len({id(each()) for each in alive if each() is not None}))
+            return result
+
+    for context, expected in ((torch.no_grad(), 2), (torch.enable_grad(), tokens // block)):
+        alive, most = [], []
+        with context, Watch():
+            found = token_logits(states, weight, targets, block=(block, 8192))
+        assert max(most) <= expected if expected == 2 else max(most) >= expected
+        del found
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_kept_probabilities_give_the_gradients_of_computed_ones(with_bias: bool) -> None:
+    states, weight, targets = problem()
+    bias = torch.linspace(-1, 2, len(weight), dtype=torch.float64).requires_grad_() if with_bias else None
+    inputs = (states, weight) if bias is None else (states, weight, bias)
+    pairs = [token_logits(states, weight, targets, bias=bias, block=(3, 8192), keep=keep) for keep in (0, 2**20)]
+    torch.testing.assert_close(*pairs, rtol=0, atol=0)
+    for _ in range(2):  # what is kept must serve a second time
+        mine, theirs = (torch.autograd.grad(mixed(pair), inputs, retain_graph=True) for pair in pairs)
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("keep", [0, 2**20])
+def test_gradients_in_half_precision_are_rounded_and_values_are_not(keep: int) -> None:
+    states, weight, targets = problem(dtype=torch.float32)
+    exact, rounded = (
+        token_logits(states, weight, targets, block=(3, 8192), keep=keep, gradient_dtype=dtype)
+        for dtype in (None, torch.bfloat16)
+    )
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(rounded, exact, strict=True))
+    mine, theirs = (torch.autograd.grad(mixed(pair), (states, weight)) for pair in (rounded, exact))
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.dtype == torch.float32
+        difference = ((one - other).norm() / other.norm()).item()
+        assert 1e-4 < difference < 1e-2  # bfloat16 rounds by up to 2^-9
 
 
 def test_no_tensor_is_as_large_as_tokens_times_vocabulary() -> None:

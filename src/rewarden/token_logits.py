@@ -1,7 +1,8 @@
 """Logits of realised tokens and their log-sum-exps, without ever holding a (tokens, vocabulary) tensor.
 
 The two numbers per token are all that log-probabilities and rewards made of logits need. Logits exist in blocks of tokens by
-vocabulary; the backward pass computes each block again. What is kept in memory does not depend on the size of the vocabulary.
+vocabulary. Where all probabilities together are few, the backward pass finds them kept; else it computes each block again. So
+what is kept in memory is bounded, whatever the size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def token_logits(
     *,
     bias: Float[Tensor, " vocabulary"] | None = None,
     softcap: float | None = None,
-    block: tuple[int, int] = (1024, 8192),
+    block: tuple[int, int] | None = None,
+    keep: int = 2**27,
+    gradient_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     """The logit of every target, and the log-sum-exp over the vocabulary of the logits `hidden @ weight.T`.
 
@@ -38,7 +41,12 @@ def token_logits(
         targets: The token ids that came next.
         bias: Added to the logits; None for none.
         softcap: What the size of a logit stays below, as in Gemma 2; None for no limit.
-        block: Tokens and vocabulary entries of one block of logits; changes memory and speed, not the result.
+        block: Tokens and vocabulary entries of one block of logits; changes memory and speed, not the result. None for 8192
+            entries by 256 tokens on a CPU, whose caches hold that much, and by 1024 tokens elsewhere.
+        keep: Bytes that may be kept for the backward pass beside the arguments; where the probabilities of all tokens take more,
+            or the vocabulary more than one block, they are computed again. Changes memory and speed, not the result.
+        gradient_dtype: What the two matrix products of the backward pass read; None for the dtype of the outputs. In bfloat16
+            each factor is rounded to 8 bits, as under autocast; what is returned here does not change.
 
     Raises:
         ValueError: When a target is not in the vocabulary.
@@ -48,7 +56,9 @@ def token_logits(
             f"targets lie between {int(targets.min())} and {int(targets.max())}, but the output embedding has "
             f"{len(weight)} rows; use the tokenizer that belongs to the model"
         )
-    return _TokenLogits.apply(hidden, weight, bias, targets, softcap, block)
+    block = block or (256 if hidden.device.type == "cpu" else 1024, 8192)
+    keep = keep if torch.is_grad_enabled() else 0
+    return _TokenLogits.apply(hidden, weight, bias, targets, softcap, block, keep, gradient_dtype)
 
 
 class _TokenLogits(torch.autograd.Function):
@@ -66,26 +76,34 @@ class _TokenLogits(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         block: tuple[int, int],
+        keep: int,
+        gradient_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         dtype = _dtype(hidden, weight)
         logit = hidden.new_zeros(len(hidden), dtype=dtype)
         log_sum_exp = hidden.new_full((len(hidden),), float("-inf"), dtype=dtype)
+        size = len(hidden) * len(weight) * dtype.itemsize
+        is_kept = any(ctx.needs_input_grad) and softcap is None and len(weight) <= block[1] and size <= keep
+        kept = []
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _slices(len(weight), block[1]):
                 part = weight[rows].to(dtype)  # half precision becomes float32 a block at a time
                 for some in _slices(len(hidden), block[0]):
                     logits = _logits(hidden[some].to(dtype), part, None if bias is None else bias[rows], softcap)
-                    log_sum_exp[some] = torch.logaddexp(log_sum_exp[some], logits.logsumexp(-1))
                     place, is_here = _places(targets[some], rows)
                     logit[some] += logits.gather(-1, place)[:, 0].where(is_here, 0)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_sum_exp)
-        ctx.block, ctx.softcap = block, softcap
+                    found, probabilities = _log_sum_exp(logits)
+                    log_sum_exp[some] = torch.logaddexp(log_sum_exp[some], found)
+                    if is_kept:
+                        kept.append(probabilities)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_sum_exp, *kept)
+        ctx.block, ctx.softcap, ctx.gradient_dtype = block, softcap, gradient_dtype or dtype
         return logit, log_sum_exp
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logit: Tensor, grad_log_sum_exp: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_sum_exp = ctx.saved_tensors
+        hidden, weight, bias, targets, log_sum_exp, *kept = ctx.saved_tensors
         dtype, softcap = _dtype(hidden, weight), ctx.softcap
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
@@ -94,27 +112,52 @@ class _TokenLogits(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _slices(len(weight), ctx.block[1]):
                 part = weight[rows].to(dtype)
+                factor = part.to(ctx.gradient_dtype)
                 grad_part = torch.zeros_like(part) if needs_weight else None
-                for some in _slices(len(hidden), ctx.block[0]):
-                    states = hidden[some].to(dtype)
-                    slope = _logits(states, part, None if bias is None else bias[rows], softcap)
-                    cap = None if softcap is None else 1 - (slope / softcap).square_()
-                    slope = slope.sub_(log_sum_exp[some, None]).exp_().mul_(grad_log_sum_exp[some, None])
+                space = torch.empty_like(kept[0]) if kept else None  # fresh memory costs more than the product it holds
+                for number, some in enumerate(_slices(len(hidden), ctx.block[0])):
+                    states, cap = hidden[some].to(dtype), None
+                    if space is not None:
+                        slope = space[: len(states)]
+                        torch.mul(kept[number], grad_log_sum_exp[some, None], out=slope)
+                    else:
+                        slope = _logits(states, part, None if bias is None else bias[rows], softcap)
+                        cap = None if softcap is None else 1 - (slope / softcap).square_()
+                        slope = slope.sub_(log_sum_exp[some, None]).exp_().mul_(grad_log_sum_exp[some, None])
                     place, is_here = _places(targets[some], rows)
                     slope.scatter_add_(-1, place, grad_logit[some].where(is_here, 0)[:, None])
                     if cap is not None:
                         slope.mul_(cap)
                     if grad_bias is not None:
                         grad_bias[rows] += slope.sum(0)
+                    slope, states = slope.to(ctx.gradient_dtype), states.to(ctx.gradient_dtype)
                     if grad_hidden is not None:
-                        grad_hidden[some] += slope @ part
+                        grad_hidden[some] += slope @ factor
                     if grad_part is not None:
-                        grad_part.addmm_(slope.T, states)
+                        _add_product(grad_part, slope.T, states)
                 if grad_weight is not None and grad_part is not None:
                     grad_weight[rows] = grad_part.to(weight.dtype)
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of each row, and the softmax, which takes the place of the logits.
+
+    The kernel of a softmax takes a third of the time of that of logsumexp, which can be read off the likeliest entry.
+    """
+    most = logits.amax(-1)
+    probabilities = torch.softmax(logits, -1, out=logits)
+    return most - probabilities.amax(-1).log(), probabilities
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to the total, in the dtype of the total."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _logits(states: Tensor, part: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:

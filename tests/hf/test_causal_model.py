@@ -134,7 +134,7 @@ def test_what_is_refused(tmp_path, write_backbone, backbones, monkeypatch) -> No
     gptj = str(tmp_path / "gptj")
     AutoModelForCausalLM.from_config(CONFIGS["bias, no interface"]).save_pretrained(gptj)
     for folder, message in {
-        str(tmp_path / "distil"): "and a distilbert is no causal language model; give a causal language model",
+        str(tmp_path / "distil"): "and a distilbert is no causal language model; give one as published",
         str(tmp_path / "trained"): "and this is a trained reward model; give",
         backbones["llama"]: r"the files lack weights of the language model \(lm_head.weight\)",
         backbones["bert"]: "this bert is an encoder",

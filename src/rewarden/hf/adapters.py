@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,10 +17,25 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rewarden.hf.model import RewardModel
-
 ADAPTER = "default"
 BLOCK = 64  # weights that share a scale in NF4
+
+
+class Adaptable(Protocol):
+    """A reward model, a policy: a backbone with more around it."""
+
+    @property
+    def backbone(self) -> Any:
+        """What adapters are put into."""
+        ...
+
+    def freeze_backbone(self) -> None:
+        """Leave alone what the adapters stand in for."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Of `torch.nn.Module`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Lora:
             )
 
 
-def add_lora(model: RewardModel, lora: Lora, *, seed: int = 0) -> None:
+def add_lora(model: Adaptable, lora: Lora, *, seed: int = 0) -> None:
     """Freeze the backbone and put adapters into it, in place. What trains afterwards is the adapters and the head.
 
     Rewards do not change: B starts at zero. With `four_bit` they change by the rounding of the frozen weights, which stay in
@@ -88,7 +103,7 @@ def add_lora(model: RewardModel, lora: Lora, *, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def merge_lora(model: RewardModel) -> None:
+def merge_lora(model: Adaptable) -> None:
     """Fold the adapters into the weights, in place: afterwards the model is a plain one, all of it trainable.
 
     Four-bit weights become float32 first, at the values the adapters were trained on, so the merged model computes what the
@@ -141,7 +156,7 @@ def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _adapted(model: RewardModel) -> Iterator[tuple[str, Any]]:
+def _adapted(model: Adaptable) -> Iterator[tuple[str, Any]]:
     """Layers with an adapter, by their name in the backbone."""
     return ((name, layer) for name, layer in model.backbone.named_modules() if isinstance(layer, LoraLayer))
 

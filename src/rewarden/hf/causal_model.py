@@ -38,13 +38,19 @@ class OutputHead(NamedTuple):
     """What the size of a logit stays below, as in Gemma 2."""
 
     def token_logits(
-        self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, " tokens"]
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        targets: Int[Tensor, " tokens"],
+        *,
+        gradient_dtype: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """Logit and log-sum-exp of every target in float32, as `rewarden.token_logits.token_logits`."""
         hidden, bias = hidden.float(), self.bias
         if self.scale != 1:
             hidden, bias = hidden * self.scale, None if bias is None else bias.float() * self.scale
-        return token_logits(hidden, self.weight, targets, bias=bias, softcap=self.softcap)
+        return token_logits(
+            hidden, self.weight, targets, bias=bias, softcap=self.softcap, gradient_dtype=gradient_dtype
+        )
 
 
 class TokenLogits(NamedTuple):
@@ -83,24 +89,8 @@ class CausalModel:
             ValueError: When it is no causal language model, its files lack weights, its logits are made in a way that is not
                 known here, or `layout` is "tree" and it cannot use that.
         """
-        folder = resolve(name)
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type == "rewarden":
-            raise ValueError(_refusal(name, "this is a trained reward model"))
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(_refusal(name, f"a {config.model_type} is no causal language model"))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        model, report = loaded
-        model.eval().requires_grad_(False)
-        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        # Of a model of several modalities, the part that reads text.
-        body = model.base_model if config.get_text_config() is config else model.get_decoder()
-        if not families.is_causal(body):
-            raise ValueError(_refusal(name, f"this {config.model_type} is an encoder: its tokens see later ones"))
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"]))
-            raise ValueError(_refusal(name, f"the files lack weights of the language model ({missing})"))
-        head = _head(name, model, body)
+        model, body, head = _load(name, dtype)
+        model.requires_grad_(False)
         return cls(name, body, head, choose_layout(body, layout))
 
     @property
@@ -126,6 +116,40 @@ class CausalModel:
         return [
             TokenLogits(*each) for each in zip(logit.split(tokens), log_sum_exp.split(tokens), lengths, strict=True)
         ]
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel, OutputHead]:
+    """A causal language model in evaluation mode, its body and its head, on the GPU when there is one."""
+    folder = resolve(name)
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type == "rewarden":
+        raise ValueError(_refusal(name, "this is a trained reward model"))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(_refusal(name, f"a {config.model_type} is no causal language model"))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, report = loaded
+    model.eval()
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    # Of a model of several modalities, the part that reads text.
+    body = model.base_model if config.get_text_config() is config else model.get_decoder()
+    if not families.is_causal(body):
+        raise ValueError(_refusal(name, f"this {config.model_type} is an encoder: its tokens see later ones"))
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise ValueError(_refusal(name, f"the files lack weights of the language model ({missing})"))
+    return model, body, _head(name, model, body)
+
+
+def load_trainable(name: str, layout: Layout) -> tuple[PreTrainedModel, OutputHead, str]:
+    """A whole causal language model in float32 that may be trained, its head, and the layout it uses.
+
+    Raises:
+        ValueError: As `CausalModel.load`; and for models of several modalities, whose language model is only a part.
+    """
+    model, body, head = _load(name, torch.float32)
+    if body is not model.base_model:
+        raise ValueError(_refusal(name, "this is a model of several modalities; give its language model alone"))
+    return model, head, choose_layout(body, layout)
 
 
 def _head(name: str, model: PreTrainedModel, body: PreTrainedModel) -> OutputHead:
@@ -181,6 +205,6 @@ def choose_layout(body: PreTrainedModel, layout: Layout) -> str:
 
 def _refusal(name: str, reason: str) -> str:
     return (
-        f"model {name!r}: an endogenous reward is read off a language model, and {reason}; give a causal language model as "
-        "published, such as Qwen/Qwen3-0.6B"
+        f"model {name!r}: a causal language model is needed here, and {reason}; give one as published, "
+        "such as Qwen/Qwen3-0.6B"
     )
