@@ -26,6 +26,11 @@ BENCHMARKS = {
     "pairs_vs_trl_25m": ["pairs_vs_trl.py", "--millions", "25", "--pairs", "64", "--repeats", "3"],
     "scoring_vs_padded": ["scoring_vs_padded.py"],
     "endogenous_memory": ["endogenous_memory.py"],
+    "align_vs_trl": ["align_vs_trl.py"],
+    "align_vs_trl_tiny": ["align_vs_trl.py", "--model", "rewarden-tiny"],
+    "sampling_vs_generate": ["sampling_vs_generate.py"],
+    "sampling_vs_generate_bf16": ["sampling_vs_generate.py", "--bf16"],
+    "policy_feedback_cost": ["policy_feedback_cost.py"],
 }
 
 
@@ -51,7 +56,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown, one line per benchmark."""
     text = "| benchmark | ratio | range | token ratio |\n|---|---:|---:|---:|\n"
     for name, found in results.items():
-        for key, label in (("", name), ("_best", f"{name}, TRL at its best")):
+        for key, label in (("", name), ("_best", f"{name}, TRL at its best"), ("_fp32", f"{name}, float32")):
             if f"ratio{key}" in found:
                 tokens = found.get(f"token_ratio{key}", "")
                 text += (

@@ -28,7 +28,23 @@ MATHS = (
     "overoptimization_laws",
     "near_duplicates",
     "methods",
+    "methods.policy_feedback",
     "tree.layout",
+    "rl.advantages",
+    "rl.kl",
+    "rl.policy_loss",
+    "rl.token_rewards",
+    "rl.value_loss",
+    "monitors.monitor",
+    "monitors.latent_outliers",
+    "monitors.mahalanobis",
+    "monitors.p_values",
+    "lab.kneser_ney",
+    "lab.ngram",
+    "lab.repetition",
+    "lab.damage",
+    "lab.relevance",
+    "lab.gold",
     "benchmarks",
     "evaluation.metrics",
     "evaluation.bootstrap",
@@ -114,7 +130,7 @@ def test_public_names_resolve_to_what_they_are_called() -> None:
 
 
 def test_an_unknown_name_is_explained() -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'RewardModle'; it has BayesianEnsemble, .*RewardModel"):
+    with pytest.raises(AttributeError, match=r"no attribute 'RewardModle'; it has Align, .*RewardModel"):
         _ = rewarden.RewardModle
     with pytest.raises(ImportError):
         from rewarden import Nothing  # noqa: F401

@@ -11,11 +11,15 @@ The maths (torch only):
     benchmarks       RM-Bench, RewardBench, JudgeBench and others by their official metrics
     merging          averages of weights
     endogenous       the reward inside a language model
+    rl               advantages, KL estimators, policy and value losses
+    monitors         signals of over-optimisation along a run: CSI, Mahalanobis outliers
+    lab              an independent measure of quality, for studies
 
 On Hugging Face:
     data             preference files: read, validate, say exactly which row is wrong
-    hf               attention, encoding, RewardModel, RewardTrainer, Scorer
-    commands, cli    `rewarden train | score | evaluate | merge | data | quickstart | path`
+    hf               attention, encoding, RewardModel, RewardTrainer, Scorer, sampler
+    align            the policy-optimisation loop: rollouts, payment, update, R2M, monitors
+    commands, cli    `rewarden train | score | evaluate | align | sample | merge | data | quickstart | path`
 
 Importing this package imports nothing else; the names below are loaded when they are first used.
 """
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rewarden.commands.align import Align
     from rewarden.commands.evaluate import Evaluate, evaluate
     from rewarden.commands.train import Train, train
     from rewarden.hf.endogenous import EndogenousScorer
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from rewarden.methods.smoothed import Smoothed
 
 _HOME = {
+    "Align": "rewarden.commands.align",
     "BayesianEnsemble": "rewarden.methods.bayesian_ensemble",
     "BayesianEnsembleNLL": "rewarden.methods.bayesian_ensemble",
     "BradleyTerry": "rewarden.methods.bradley_terry",
@@ -63,6 +69,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Align",
     "BayesianEnsemble",
     "BayesianEnsembleNLL",
     "BradleyTerry",

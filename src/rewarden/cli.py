@@ -8,6 +8,8 @@ COMMANDS = {
     "train": "train a reward model on preference pairs",
     "score": "score completions with a trained model",
     "evaluate": "accuracy, calibration, length bias and best-of-n, with a report",
+    "align": "train a policy against a reward, with monitors that say when the reward stops meaning anything",
+    "sample": "completions of any causal language model, from a file of prompts or in conversation",
     "quickstart": "the whole story on bundled data: train three methods, compare them, write a report",
     "merge": "average the weights of several trained models into one (WARM)",
     "data": "look at preference data before training on it: `rewarden data inspect FILE`",

@@ -1,0 +1,336 @@
+"""One step of policy optimisation: the passes over its completions, and the updates of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from rewarden.align.algorithms import ESTIMATORS, Algorithm
+from rewarden.align.policy import Policy, PolicyOutput, Reference, policy_batch
+from rewarden.hf.batches import by_token_budget
+from rewarden.hf.tokens import TokenGroup
+from rewarden.methods.policy_feedback import PolicyStates
+from rewarden.rl.policy_loss import batch_loss_terms, clipped_surrogate, is_clipped, sequence_log_ratio, token_log_ratio
+from rewarden.rl.value_loss import clipped_value_loss
+
+
+class MicroBatch(NamedTuple):
+    """What goes through the policy at once."""
+
+    rows: Int[Tensor, " some"]
+    """Numbers of its completions among those of the step."""
+    batch: dict[str, Any]
+    """What `Policy.forward` reads."""
+
+
+class Passes(NamedTuple):
+    """What is known of the step's completions before the first update; rows are padded to the longest completion."""
+
+    mask: Bool[Tensor, "rows longest"]
+    """Real tokens."""
+    old: Float[Tensor, "rows longest"]
+    """Log-probability of every token under the policy that wrote it, in nats."""
+    reference: Float[Tensor, "rows longest"]
+    """The same under the reference."""
+    value: Float[Tensor, "rows longest"] | None
+    """Values before every token; None without a value head."""
+
+
+class Targets(NamedTuple):
+    """What the update aims at."""
+
+    advantage: Float[Tensor, "rows longest"] | Float[Tensor, " rows"]
+    """Per token, or per completion."""
+    returns: Float[Tensor, "rows longest"] | None
+    """What values should have been."""
+    counts: Bool[Tensor, " rows"]
+    """Whether a completion takes part; truncated ones may be left out."""
+
+
+@dataclass(frozen=True)
+class Updater:
+    """How the weights are updated from a step's completions."""
+
+    algorithm: Algorithm
+    kl_weight: float
+    """Price of one nat of divergence from the reference, where the algorithm charges it in the loss."""
+    temperature: float
+    """At which completions were sampled."""
+    longest: int
+    """Limit on the tokens of a completion: what "constant-length" divides by."""
+    epochs: int = 1
+    """How often every completion is used."""
+    minibatches: int = 1
+    """Into how many updates an epoch is split."""
+    batch_tokens: int = 4096
+    """Tokens per forward pass; gradients add up over several."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
+    seed: int = 0
+    """Decides which groups share a minibatch."""
+    dtype: torch.dtype = torch.float32
+    """Of the passes through the policy's body: float32, or bfloat16 by autocast."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps of one step of the run."""
+        return self.epochs * self.minibatches
+
+    def plan(self, policy: Policy, groups: Sequence[TokenGroup], step: int, *, pad: int) -> list[list[MicroBatch]]:
+        """The step's groups as minibatches of micro-batches, the same in every epoch.
+
+        Raises:
+            ValueError: When there are fewer groups than minibatches.
+        """
+        if self.minibatches > len(groups):
+            raise ValueError(
+                f"{self.minibatches} minibatches of {len(groups)} prompts: every minibatch needs a prompt; take fewer minibatches"
+            )
+        sizes = [len(group.sequences) for group in groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        order = np.random.default_rng([self.seed, step]).permutation(len(groups)) if self.minibatches > 1 else None
+        plan = []
+        for part in np.array_split(np.arange(len(groups)) if order is None else order, self.minibatches):
+            mine = [groups[index] for index in part]
+            plan.append(
+                [
+                    MicroBatch(
+                        torch.cat([torch.arange(starts[part[i]], starts[part[i] + 1]) for i in some]),
+                        policy_batch([mine[i] for i in some], policy, pad_token_id=pad),
+                    )
+                    for some in by_token_budget(mine, self.batch_tokens, layout=policy.layout)
+                ]
+            )
+        return plan
+
+    def forward(self, policy: nn.Module, batch: dict[str, Any]) -> PolicyOutput:
+        """The policy on a micro-batch, in the arithmetic that was asked for."""
+        device = batch["input_ids"].device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return policy(batch, self.temperature)
+
+    @torch.no_grad()
+    def reference(self, reference: Reference, plan: Sequence[Sequence[MicroBatch]], shape: Table) -> Tensor:
+        """Log-probabilities of all completions under the reference."""
+        found = shape.new()
+        for micro in _each(plan):
+            with torch.autocast(
+                micro.batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
+            ):
+                shape.put(found, micro.rows, reference(micro.batch, self.temperature))
+        return found
+
+    @torch.no_grad()
+    def old(
+        self, policy: nn.Module, plan: Sequence[Sequence[MicroBatch]], shape: Table
+    ) -> tuple[Tensor, Tensor | None, PolicyStates]:
+        """Log-probabilities and values of all completions under the policy that wrote them, and its hidden states."""
+        log_prob, value, has_values = shape.new(), shape.new(), False
+        states = []
+        for micro in _each(plan):
+            output = self.forward(policy, micro.batch)
+            shape.put(log_prob, micro.rows, output.log_prob)
+            if output.value is not None:
+                has_values = True
+                shape.put(value, micro.rows, output.value)
+            states.append((micro.rows, output.states))
+        return log_prob, value if has_values else None, join_states(states)
+
+    def __call__(
+        self,
+        accelerator: Accelerator,
+        policy: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: Sequence[Sequence[MicroBatch]],
+        passes: Passes,
+        targets: Targets,
+        step: int,
+        *,
+        keep_states: bool = False,
+        is_first_look: bool = False,
+    ) -> Updated:
+        """Update the weights; see `Updated` for what comes back.
+
+        Args:
+            accelerator: Adds up over the processes.
+            policy: A `Policy`, as accelerate wrapped it.
+            optimizer: Of its weights.
+            plan: From `plan`.
+            passes: What is known before the update. With `is_first_look`, `old` is filled in here.
+            targets: What the update aims at.
+            step: Of the run.
+            keep_states: Whether the hidden states of the last epoch are wanted.
+            is_first_look: Whether no pass has been made over the completions before: with one update a step, the policy that
+                wrote them is the one that is updated, and the pass of the update does for both.
+
+        Raises:
+            ValueError: When the length of the gradient is no finite number; this optimiser step then leaves the weights as
+                they are.
+        """
+        if is_first_look and self.updates > 1:
+            raise ValueError(
+                f"{self.updates} updates a step need the old log-probabilities; make the pass `old` before"
+            )
+        found = Updated(is_first_look=is_first_look)
+        states: list[tuple[Tensor, PolicyStates]] = []
+        for epoch in range(self.epochs):
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(plan)) if len(plan) > 1 else [0]
+            is_last = keep_states and epoch == self.epochs - 1
+            for number in order:
+                kept = self._minibatch(accelerator, policy, optimizer, plan[number], passes, targets, found)
+                states += kept if is_last else []
+        found.states = join_states(states) if keep_states else None
+        return found
+
+    def _minibatch(
+        self,
+        accelerator: Accelerator,
+        policy: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        micros: Sequence[MicroBatch],
+        passes: Passes,
+        targets: Targets,
+        found: Updated,
+    ) -> list[tuple[Tensor, PolicyStates]]:
+        """One optimiser step; the losses of all micro-batches and processes add up to that of the minibatch."""
+        rows = torch.cat([micro.rows for micro in micros])
+        mask = passes.mask & targets.counts[:, None]
+        totals = accelerator.reduce(torch.stack([torch.tensor(len(rows)), mask[rows].sum()]).to(accelerator.device))
+        sequences, tokens = (int(total) for total in totals)
+        kept = []
+        for number, micro in enumerate(micros):
+            is_last = number == len(micros) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(policy):
+                output = self.forward(policy, micro.batch)
+                loss = self._loss(output, micro.rows, mask, passes, targets, sequences, max(tokens, 1), found)
+                # Gradients are averaged over the processes, and the loss is a sum over them.
+                accelerator.backward(loss * accelerator.num_processes)
+            kept.append((micro.rows, output.states))
+        norm = accelerator.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        if norm is None or not torch.isfinite(norm):
+            optimizer.zero_grad()
+            raise ValueError(
+                f"the gradient has length {norm} and the loss is {found.loss}; lower --lr or --clip-high, or look for extreme "
+                "rewards in the rollouts and bound them with --reward-clip"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        found.grad_norm += float(norm) / self.updates
+        return kept
+
+    def _loss(
+        self,
+        output: PolicyOutput,
+        rows: Tensor,
+        mask: Tensor,
+        passes: Passes,
+        targets: Targets,
+        sequences: int,
+        tokens: int,
+        found: Updated,
+    ) -> Tensor:
+        """The micro-batch's share of the loss of its minibatch."""
+        width = output.log_prob.shape[1]
+        device = output.log_prob.device
+        mask, old, reference = (each[rows, :width].to(device) for each in (mask, passes.old, passes.reference))
+        if found.is_first_look:
+            old = output.log_prob.detach()
+            passes.old[rows, :width] = old.cpu()
+        advantage = targets.advantage[rows].to(device)
+        # Nothing of what is left out reaches a gradient: masked out after exp, an infinite ratio would come back as 0 x inf.
+        log_ratio = token_log_ratio(output.log_prob, old, mask)
+        sizes: dict[str, Any] = {"sequences": sequences, "tokens": tokens, "longest": self.longest}
+        if self.algorithm.ratio == "sequence":
+            ratio = sequence_log_ratio(log_ratio, mask)
+            losses = self._surrogate(ratio, advantage) * mask.any(-1)
+            clipped = is_clipped(ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high)
+            found.clipped += float((clipped & mask.any(-1)).sum()) / sequences / self.updates
+            loss = losses.sum() / sequences
+        else:
+            advantage = advantage[:, :width] if advantage.ndim == 2 else advantage[:, None].expand_as(log_ratio)
+            losses = self._surrogate(log_ratio, advantage)
+            clipped = is_clipped(
+                log_ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high
+            )
+            found.clipped += float((clipped & mask).sum()) / tokens / self.updates
+            loss = batch_loss_terms(losses, mask, self.algorithm.aggregation, **sizes).sum()
+        if self.algorithm.kl_in == "loss" and self.kl_weight > 0:
+            divergence = ESTIMATORS[self.algorithm.kl_estimator](token_log_ratio(output.log_prob, reference, mask))
+            if self.algorithm.ratio == "sequence":
+                charge = divergence.sum() / sequences
+            else:
+                charge = batch_loss_terms(divergence, mask, self.algorithm.aggregation, **sizes).sum()
+            loss = loss + self.kl_weight * charge
+        found.policy_loss += float(loss.detach()) / self.updates
+        if output.value is not None and targets.returns is not None and passes.value is not None:
+            before, returns = (each[rows, :width].to(device) for each in (passes.value, targets.returns))
+            errors = clipped_value_loss(output.value, before, returns, clip=self.algorithm.value_clip)
+            value_loss = batch_loss_terms(errors, mask, "per-token", **sizes).sum()
+            found.value_loss += float(value_loss.detach()) / self.updates
+            loss = loss + self.algorithm.value_weight * value_loss
+        found.loss += float(loss.detach()) / self.updates
+        return loss
+
+    def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        return clipped_surrogate(
+            log_ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high
+        )
+
+
+@dataclass
+class Updated:
+    """What an update did: means over its optimiser steps, this process's share of the sums."""
+
+    loss: float = 0.0
+    policy_loss: float = 0.0
+    value_loss: float = 0.0
+    clipped: float = 0.0
+    """Share of tokens, or completions, whose ratio was clipped."""
+    grad_norm: float = 0.0
+    """Length of the gradient before it was shortened."""
+    states: PolicyStates | None = field(default=None, repr=False)
+    """The policy's hidden states of the last epoch, where they are asked for."""
+    is_first_look: bool = False
+    """Whether the pass of the update stands in for one before it."""
+
+
+class Table(NamedTuple):
+    """The shape that numbers per token have over a whole step."""
+
+    rows: int
+    longest: int
+
+    def new(self) -> Float[Tensor, "rows longest"]:
+        """Zeros, on the CPU."""
+        return torch.zeros(self.rows, self.longest)
+
+    def put(self, table: Tensor, rows: Tensor, values: Tensor) -> None:
+        """Write the rows of a micro-batch."""
+        table[rows, : values.shape[1]] = values.detach().float().cpu()
+
+
+def join_states(parts: Sequence[tuple[Tensor, PolicyStates]]) -> PolicyStates:
+    """The hidden states of several micro-batches as one, completions in the order of the step; kept in bfloat16."""
+    rows = torch.cat([each for each, _ in parts])
+    longest = max(states.places.shape[1] for _, states in parts)
+    places = torch.full((len(rows), longest), -1, dtype=torch.long, device=parts[0][1].places.device)
+    start = offset = 0
+    for each, states in parts:
+        width = states.places.shape[1]
+        places[start : start + len(each), :width] = torch.where(states.places < 0, -1, states.places + offset)
+        start, offset = start + len(each), offset + len(states.hidden)
+    ordered = torch.empty_like(places)
+    ordered[rows.to(places.device)] = places
+    return PolicyStates(torch.cat([states.hidden.detach().to(torch.bfloat16) for _, states in parts]), ordered)
+
+
+def _each(plan: Sequence[Sequence[MicroBatch]]) -> Iterator[MicroBatch]:
+    return (micro for micros in plan for micro in micros)
