@@ -42,7 +42,7 @@ def test_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPat
     [
         ("trian", "did you mean 'train'?"),
         ("evalute", "did you mean 'evaluate'?"),
-        ("zzz", "there are train, score, evaluate, quickstart, merge, data, path"),
+        ("zzz", "there are train, score, evaluate, align, sample, quickstart, merge, data, path"),
         ("--seed", "there are train"),
     ],
 )

@@ -56,16 +56,14 @@ def build(
     responses = align_judges.responses(args, accelerator, judges, texts, ids, writer, sampling)
     judges = replace(judges, payment=align_judges.payment(args, responses, [*texts, *held_out], accelerator))
     lr = _learning_rate(args, policy)
-    optimizer = torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad], lr=lr, weight_decay=0.0, fused=True
-    )
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     run = Run(
         folder=args.output,
         plan=_plan(args, lr),
         accelerator=accelerator,
         policy=policy,
         wrapped=policy if accelerator.num_processes == 1 else accelerator.prepare(policy),
-        optimizer=optimizer,
+        optimizer=torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
         updater=_updater(args, policy, dtype),
         writer=writer,
         judges=judges,
