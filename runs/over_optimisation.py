@@ -77,7 +77,7 @@ SETTINGS = {
     "info-bottleneck": Setting("info-bottleneck"),
     "bayesian-ensemble-mix": Setting("bayesian-ensemble", {"shaping": "mix", "nominal_weight": NOMINAL_WEIGHT}),
     "info-bottleneck-ibl": Setting("info-bottleneck", {"ibl_weight": IBL_WEIGHT}),
-    "standard-r2m": Setting("standard", {"r2m": "r2m"}),
+    "standard-r2m": Setting("standard", {"r2m": True}),
 }
 WITHOUT_NOISE = ("standard", "info-bottleneck")
 

@@ -396,7 +396,7 @@ def test_a_run_in_pieces_ends_as_one_in_one_piece(changes, policy, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"r2m": "r2m", "r2m_width": 8, "r2m_lr": 1e-2},
+        {"r2m": True, "r2m_width": 8, "r2m_lr": 1e-2},
         {"retrain_every": 2, "retrain_lr": 1e-3},
         {"stop_on": "csi", "ibl_weight": 0.1},
     ],

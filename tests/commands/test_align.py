@@ -138,7 +138,7 @@ def test_the_seed_decides(policy, prompts, share, tmp_path) -> None:  # noqa: F8
         ("--detector {inform} --ibl-weight 0.1 --ibl-covariance ledoit-wolf", "plain", {"latent_distance"}),
         ("--endogenous {policy} --endogenous-weight 0.5", "plain", {"endogenous"}),
         ("--lora --lora-rank 2 --algorithm grpo --kl-weight 0.1", "plain", set()),
-        ("--r2m r2m --r2m-width 8", "inform", {"latent_distance"}),
+        ("--r2m --r2m-width 8", "inform", {"latent_distance"}),
         ("--algorithm ppo --policy-epochs 2 --minibatches 2 --kl-weight 0.05 --warmup-steps 2", "plain", set()),
         ("--algorithm dr-grpo --top-k 20 --top-p 0.9 --temperature 0.8 --truncated mask", "plain", set()),
         ("--retrain-every 2", "brme", set()),
@@ -332,10 +332,9 @@ def test_help_names_every_option(capsys) -> None:
 
 
 KILLED = {
-    "ppo": ("plain", "--algorithm ppo --policy-epochs 2 --minibatches 2 --kl-weight 0.05"),
-    "r2m and lora": (
+    "ppo with lora": (
         "inform",
-        "--r2m r2m --r2m-width 8 --r2m-lr 1e-2 --lora --lora-rank 2 --held-out 2 --eval-every 2",
+        "--algorithm ppo --policy-epochs 2 --minibatches 2 --kl-weight 0.05 --lora --lora-rank 2 --held-out 2 --eval-every 2",
     ),
 }
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -395,7 +394,7 @@ def _wait_for(child: subprocess.Popen, output: Path, chance: random.Random) -> N
     [
         ("inform", "--kl-weight 0.1 --lora --lora-rank 2 --held-out 2 --eval-every 2"),
         ("plain", "--algorithm ppo --kl-weight 0.1"),
-        ("inform", "--algorithm grpo --kl-weight 0.1 --whiten --ibl-weight 0.1 --r2m r2m --r2m-width 8 --r2m-lr 1e-2"),
+        ("inform", "--algorithm grpo --kl-weight 0.1 --whiten --ibl-weight 0.1 --r2m --r2m-width 8 --r2m-lr 1e-2"),
     ],
     ids=["rloo with lora", "ppo", "grpo with r2m"],
 )

@@ -72,8 +72,8 @@ def test_fewer_steps_than_were_done_are_refused(folder: Path) -> None:
 
 
 def test_the_schedule_of_r2m_fixes_the_number_of_steps(tmp_path: Path) -> None:
-    claim(options("p", tmp_path, steps=9, r2m="r2m"), settings(tmp_path, steps=9, r2m="r2m"), Accelerator(cpu=True))
-    assert "--steps was 9 and is 12" in refusal(tmp_path, resume=True, steps=12, r2m="r2m")
+    claim(options("p", tmp_path, steps=9, r2m=True), settings(tmp_path, steps=9, r2m=True), Accelerator(cpu=True))
+    assert "--steps was 9 and is 12" in refusal(tmp_path, resume=True, steps=12, r2m=True)
 
 
 def test_functions_are_known_by_name(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_latents_are_needed(changes: dict, message: str, models: dict[str, str])
         judges(reward=models["inform"], **changes)
 
 
-@pytest.mark.parametrize(("changes", "name"), [({"r2m": "r2m"}, "feedback"), ({"retrain_every": 2}, "retraining")])
+@pytest.mark.parametrize(("changes", "name"), [({"r2m": True}, "feedback"), ({"retrain_every": 2}, "retraining")])
 def test_what_learns_beside_the_policy_needs_one_model(changes: dict, name: str, models: dict[str, str]) -> None:
     several = f"{models['plain']}+{models['inform']}"
     args = options("p", Path("o"), reward=several, **changes)
@@ -86,7 +86,7 @@ def test_what_learns_beside_the_policy_needs_one_model(changes: dict, name: str,
 def test_the_rate_of_r2m_follows_the_width(policy: Path, models: dict[str, str]) -> None:  # noqa: F811
     loaded, judged = Policy.load(str(policy)), judges(reward=models["plain"])
     width = judged.source.scorer.model.backbone.config.hidden_size
-    wish = {"reward": models["plain"], "r2m": "r2m", "r2m_width": 4}
+    wish = {"reward": models["plain"], "r2m": True, "r2m_width": 4}
     found = align_judges.feedback(options(policy, Path("o"), **wish), judged, loaded)
     assert found.settings.learning_rate == pytest.approx(1e-6 * 4096 / width)
     assert found.settings.width == 4

@@ -62,15 +62,15 @@ def feedback(flags: str):
 
 def test_r2m_and_what_it_is_compared_with() -> None:
     assert feedback("") is None
-    assert feedback("--r2m r2m") == PolicyFeedback()
-    assert feedback("--r2m noise") == PolicyFeedback(feedback="noise")
-    assert feedback("--r2m no-training") == PolicyFeedback(train=False)
+    assert feedback("--r2m") == PolicyFeedback()
+    assert feedback("--r2m --r2m-variant noise") == PolicyFeedback(feedback="noise")
+    assert feedback("--r2m --r2m-variant no-training") == PolicyFeedback(train=False)
     changed = PolicyFeedback(width=8, floor=0.5, entropy_weight=0.1, learning_rate=1e-3)
-    assert feedback("--r2m r2m --r2m-width 8 --r2m-floor 0.5 --r2m-entropy-weight 0.1 --r2m-lr 1e-3") == changed
+    assert feedback("--r2m --r2m-width 8 --r2m-floor 0.5 --r2m-entropy-weight 0.1 --r2m-lr 1e-3") == changed
 
 
 def test_options_of_r2m_need_it() -> None:
     with pytest.raises(ValueError, match="would do nothing without --r2m"):
         feedback("--r2m-floor 0.5")
     with pytest.raises(ValueError, match="floor is 2"):
-        feedback("--r2m r2m --r2m-floor 2")
+        feedback("--r2m --r2m-floor 2")

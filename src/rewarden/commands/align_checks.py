@@ -149,20 +149,27 @@ def _feedback(args: Align, feedback: PolicyFeedback | None) -> Refusals:
         "--retrain-lr does nothing without --retrain-every; add it or leave the rate out",
     )
     yield (
-        args.r2m is not None and args.retrain_every is not None,
+        args.r2m and args.retrain_every is not None,
         "--r2m learns on top of a frozen reward model, and --retrain-every trains all of it; choose one",
     )
     given = {
         "--r2m-width": args.r2m_width, "--r2m-floor": args.r2m_floor, "--r2m-entropy-weight": args.r2m_entropy_weight,
         "--r2m-lr": args.r2m_lr,
     }  # fmt: skip
-    for name in IDLE.get(args.r2m or "", ()):
-        yield given[name] is not None, f"{name} does nothing with --r2m {args.r2m}; leave it out, or take --r2m r2m"
+    for name in IDLE.get(args.r2m_variant or "", ()):
+        yield (
+            given[name] is not None,
+            f"{name} does nothing with --r2m-variant {args.r2m_variant}; leave one of them out",
+        )
+    yield (
+        args.r2m and args.algorithm == "remax",
+        "--algorithm remax compares with greedy completions, which --r2m does not read; take rloo or grpo",
+    )
     if feedback is not None:
         least = 3 if feedback.entropy_weight == 1 else 2
         yield (
             args.group_size < least,
-            f"--group-size is {args.group_size}, and --r2m {args.r2m} learns from at least {least} completions of a prompt; take "
+            f"--group-size is {args.group_size}, and --r2m learns from at least {least} completions of a prompt; take "
             "larger groups",
         )
     yield (

@@ -35,7 +35,7 @@ def settings_of(args: Align, reward: Any, gold: Any) -> dict[str, Any]:
     for name, function in (("reward", reward), ("gold", gold)):
         if function is not None:
             values[name] = f"function {getattr(function, '__name__', 'given')}"
-    free = set(FREE) - ({"steps"} if args.r2m is not None else set())  # R2M's schedule runs over all steps
+    free = set(FREE) - ({"steps"} if args.r2m else set())  # R2M's schedule runs over all steps
     return json.loads(json.dumps({name: value for name, value in values.items() if name not in free}, default=str))
 
 

@@ -166,8 +166,10 @@ class AlgorithmOptions:
 class FeedbackOptions:
     """R2M: the reward model reads the policy's hidden states, and learns while the policy does."""
 
-    r2m: Literal["r2m", "no-training", "noise", "no-bt", "no-gre", "head-only"] | None = None
-    """The method, or one of what its paper compares it with."""
+    r2m: bool = False
+    """Read the reward off the reward model's and the policy's hidden states together, and learn to."""
+    r2m_variant: Literal["no-training", "noise", "no-bt", "no-gre", "head-only"] | None = None
+    """One of what its paper compares it with. Default: the method itself."""
     r2m_width: int | None = None
     """Inner width of the attention. Default: 2048."""
     r2m_floor: float | None = None
@@ -198,11 +200,11 @@ class FeedbackOptions:
             "learning_rate": self.r2m_lr,
         }
         changes = {name: value for name, value in given.items() if value is not None}
-        if self.r2m is None:
-            if changes:
-                raise ValueError("options of R2M would do nothing without --r2m; add --r2m r2m or leave them out")
+        if not self.r2m:
+            if changes or self.r2m_variant is not None:
+                raise ValueError("options of R2M would do nothing without --r2m; add it or leave them out")
             return None
-        return dataclasses.replace(COMPARATORS[self.r2m], **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(COMPARATORS[self.r2m_variant or "r2m"], **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
