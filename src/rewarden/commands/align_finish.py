@@ -25,7 +25,6 @@ class Finish:
     folder: Path
     run: Run
     tokenizer: PreTrainedTokenizerBase
-    policy_name: str
 
     def draft(self) -> None:
         """The report so far."""

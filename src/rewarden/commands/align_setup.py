@@ -82,7 +82,7 @@ def build(
     accelerator.init_trackers("rewarden-align", config={key: str(value) for key, value in settings.items()})
     if args.resume:
         _resume(args, run)
-    return run, Finish(args.output, run, tokenizer, args.policy)
+    return run, Finish(args.output, run, tokenizer)
 
 
 def _resume(args: Align, run: Run) -> None:
