@@ -21,6 +21,8 @@ from rewarden.commands.align import Align, align
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.monitors.mahalanobis import MahalanobisOutliers
+from rewarden.monitors.monitor import Report
 
 from .conftest import write
 from .policy_runs import (
@@ -294,22 +296,27 @@ def test_more_steps_than_before(policy, prompts, share, tmp_path, capsys) -> Non
     assert len(metrics(tmp_path / "run")) == 1
 
 
-def test_stopping_on_an_alarm(policy, prompts, models, tmp_path, capsys) -> None:  # noqa: F811
-    """The reward model's latents are those of a policy that has moved far away at once: the learning rate sees to it."""
+def test_stopping_on_an_alarm(policy, prompts, models, tmp_path, capsys, monkeypatch) -> None:  # noqa: F811
+    """Whether a tiny policy drifts away is luck, so this alarm comes with the fourth step, whatever the latents say."""
+    real = MahalanobisOutliers.report
+
+    def alarming(self: MahalanobisOutliers, state: dict[str, torch.Tensor]) -> Report:
+        return real(self, state)._replace(alarm="too far" if len(state["p_values"]) >= 4 * 16 else None)
+
+    monkeypatch.setattr(MahalanobisOutliers, "report", alarming)
     output = tmp_path / "run"
-    flags = "--stop-on mop --reference-responses 1400 --steps 30 --lr 0.3 --save-every 1 --prompts-per-step 4 --max-new-tokens 4"
+    flags = "--stop-on mop --reference-responses 1400 --steps 30 --save-every 1 --prompts-per-step 4 --max-new-tokens 4"
     assert command(policy, prompts, output, models["inform"], flags) == 0
     lines = metrics(output)
-    alarm = next(line["step"] for line in lines if "outliers among" in line.get("alarm", ""))
-    assert len(lines) == alarm < 30
+    assert [line.get("alarm") for line in lines] == [None, None, None, "too far"]
     said = capsys.readouterr().out
-    assert f"{alarm} steps of 30 in " in said
-    assert f"at step {min(line['step'] for line in lines if 'alarm' in line)}: " in said
-    best = json.loads((output / "best.json").read_text())
-    assert best["step"] == max(0, min(line["step"] for line in lines if "alarm" in line) - 2)
+    assert "4 steps of 30 in " in said
+    assert "alarm of mop at step 4: too far" in said
+    # The completions of step 4 were written by the policy after step 3; the one after step 2 wrote those of step 3.
+    assert json.loads((output / "best.json").read_text())["step"] == 2
     before = weights(output)
     assert command(policy, prompts, output, models["inform"], f"{flags} --resume") == 0
-    assert f"continuing after step {alarm}, which was the last one" in capsys.readouterr().err
+    assert "continuing after step 4, which was the last one" in capsys.readouterr().err
     assert same_tensors(weights(output), before)
 
 
