@@ -178,7 +178,7 @@ class Run:
     def _step(self, step: int) -> dict[str, Any]:
         """Sample, judge, pay, update, watch."""
         started = time.perf_counter()
-        rollouts, first_group = self._rollouts(step)
+        rollouts, first_group = self._rollouts(self.writer, step)
         plan = self.updater.plan(self.policy, rollouts.groups, step, pad=self.writer.tokenizer.pad_token_id or 0)
         shape = Table(len(rollouts.length), int(rollouts.length.max()))
         mask = torch.arange(shape.longest) < rollouts.length[:, None]
@@ -217,13 +217,13 @@ class Run:
         metrics["seconds"] = time.perf_counter() - started
         return metrics
 
-    def _rollouts(self, step: int) -> tuple[Rollouts, int]:
+    def _rollouts(self, writer: Writer, step: int) -> tuple[Rollouts, int]:
         """This process's share of the step's completions, and the number of its first prompt."""
         places = prompts_of_step(len(self.prompts), step, self.plan.prompts_per_step, self.plan.seed)
         share = len(places) // self.accelerator.num_processes
         first = self.accelerator.process_index * share
         mine = places[first : first + share]
-        found = self.writer(
+        found = writer(
             self.sampling.model(), [self.prompts[i] for i in mine], [self.ids[i] for i in mine], step=step,
             first_group=first,
         )  # fmt: skip
@@ -264,11 +264,7 @@ class Run:
 
     def _greedy_reward(self, step: int) -> Tensor:
         """What the greedy completions of the step's prompts are paid, (groups,)."""
-        writer, self.writer = self.writer, self.writer.greedy()
-        try:
-            rollouts, _ = self._rollouts(step)
-        finally:
-            self.writer = writer
+        rollouts, _ = self._rollouts(self.writer.greedy(), step)
         judged = agreed(self.accelerator, lambda: self.judges.judged(rollouts))
         return self._paid(rollouts, judged.output).reward
 

@@ -113,18 +113,19 @@ class Updater:
 
     def forward(self, policy: nn.Module, batch: dict[str, Any]) -> PolicyOutput:
         """The policy on a micro-batch, in the arithmetic that was asked for."""
-        device = batch["input_ids"].device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._arithmetic(batch):
             return policy(batch, self.temperature)
+
+    def _arithmetic(self, batch: dict[str, Any]) -> torch.autocast:
+        is_half = self.dtype == torch.bfloat16
+        return torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=is_half)
 
     @torch.no_grad()
     def reference(self, reference: Reference, plan: Sequence[Sequence[MicroBatch]], shape: Table) -> Tensor:
         """Log-probabilities of all completions under the reference."""
         found = shape.new()
         for micro in _each(plan):
-            with torch.autocast(
-                micro.batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
-            ):
+            with self._arithmetic(micro.batch):
                 shape.put(found, micro.rows, reference(micro.batch, self.temperature))
         return found
 
@@ -245,14 +246,15 @@ class Updater:
             old = output.log_prob.detach()
             passes.old[rows, :width] = old.cpu()
         advantage = targets.advantage[rows].to(device)
-        # Nothing of what is left out reaches a gradient: masked out after exp, an infinite ratio would come back as 0 x inf.
+        # 0 where a token is left out, so that it is never clipped and reaches no gradient: masked out after exp, an infinite
+        # ratio would come back as 0 x inf.
         log_ratio = token_log_ratio(output.log_prob, old, mask)
         sizes: dict[str, Any] = {"sequences": sequences, "tokens": tokens, "longest": self.longest}
         if self.algorithm.ratio == "sequence":
             ratio = sequence_log_ratio(log_ratio, mask)
             losses = self._surrogate(ratio, advantage) * mask.any(-1)
             clipped = is_clipped(ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high)
-            found.clipped += float((clipped & mask.any(-1)).sum()) / sequences / self.updates
+            found.clipped += float(clipped.sum()) / sequences / self.updates
             loss = losses.sum() / sequences
         else:
             advantage = advantage[:, :width] if advantage.ndim == 2 else advantage[:, None].expand_as(log_ratio)
@@ -260,7 +262,7 @@ class Updater:
             clipped = is_clipped(
                 log_ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high
             )
-            found.clipped += float((clipped & mask).sum()) / tokens / self.updates
+            found.clipped += float(clipped.sum()) / tokens / self.updates
             loss = batch_loss_terms(losses, mask, self.algorithm.aggregation, **sizes).sum()
         if self.algorithm.kl_in == "loss" and self.kl_weight > 0:
             divergence = ESTIMATORS[self.algorithm.kl_estimator](token_log_ratio(output.log_prob, reference, mask))
