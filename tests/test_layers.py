@@ -33,6 +33,7 @@ MATHS = (
     "rl.advantages",
     "rl.kl",
     "rl.policy_loss",
+    "rl.surrogates",
     "rl.token_rewards",
     "rl.value_loss",
     "monitors.monitor",

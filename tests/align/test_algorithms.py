@@ -80,6 +80,18 @@ def test_fields_that_are_given_are_replaced_and_the_others_stay() -> None:
     assert dataclasses.asdict(changed(PPO, **edges)) == dataclasses.asdict(PPO) | edges
 
 
+def test_the_cap_of_cispo_is_its_own_default() -> None:
+    assert changed(GRPO, surrogate="cispo").clip_high == 4
+    assert changed(GRPO, surrogate="cispo", clip_high=1.5).clip_high == 1.5
+    assert changed(GRPO, surrogate="sapo").clip_high == 0.2
+
+
+@pytest.mark.parametrize("surrogate", ["cispo", "sapo", "vespo"])
+def test_soft_surrogates_are_for_tokens(surrogate: str) -> None:
+    with pytest.raises(ValueError, match=f"'{surrogate}' weighs tokens, and this algorithm compares whole completions"):
+        changed(RLOO, surrogate=surrogate)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

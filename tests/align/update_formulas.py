@@ -67,6 +67,8 @@ def expected(
         bounded = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
         losses = -torch.minimum(ratio * advantage, bounded * advantage)
         is_clipped = (ratio * advantage > bounded * advantage).float()
+        if algorithm.surrogate != "clipped":
+            losses, is_clipped = soft_losses(algorithm, log_probs[row], ratio, advantage), torch.zeros(size)
         divergence = {"k1": apart, "k2": apart**2 / 2, "k3": (-apart).exp() - 1 + apart}[algorithm.kl_estimator]
         charged = kl_weight * divergence if algorithm.kl_in == "loss" else 0 * divergence
         if algorithm.ratio == "sequence":
@@ -96,6 +98,19 @@ def expected(
     norm = torch.stack([each.norm() for each in gradients.values()]).norm()
     numbers = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "grad_norm": norm}
     return {name: each.item() for name, each in numbers.items()} | {"clipped": clipped}, gradients
+
+
+def soft_losses(algorithm: Algorithm, log_probs: Tensor, ratio: Tensor, advantage: Tensor) -> Tensor:
+    """CISPO, SAPO and VESPO for the tokens of one completion."""
+    weight, is_positive = ratio.detach(), advantage > 0
+    if algorithm.surrogate == "cispo":
+        return -weight.clamp(max=1 + algorithm.clip_high) * advantage * log_probs
+    if algorithm.surrogate == "sapo":
+        tau = torch.where(is_positive, 1.0, 1.05)
+        return -4 / tau / (1 + (-tau * (ratio - 1)).exp()) * advantage
+    whole = weight.prod()
+    phi = torch.where(is_positive, whole**2 * (3 - 3 * whole).exp(), whole**3 * (2 - 2 * whole).exp())
+    return -phi * advantage * log_probs
 
 
 def assert_numbers(found, numbers: dict[str, float]) -> None:

@@ -26,6 +26,8 @@ def test_each_change_is_made_and_no_other() -> None:
     assert algorithm("--algorithm grpo --clip-low 0.1") == replace(GRPO, clip_low=0.1)
     assert algorithm("--algorithm grpo --aggregation per-token") == replace(GRPO, aggregation="per-token")
     assert algorithm("--algorithm grpo --kl-estimator k2") == replace(GRPO, kl_estimator="k2")
+    assert algorithm("--algorithm grpo --surrogate sapo") == replace(GRPO, surrogate="sapo")
+    assert algorithm("--algorithm ppo --surrogate cispo --clip-high 2") == replace(PPO, surrogate="cispo", clip_high=2)
     changed = replace(PPO, discount=0.9, trace=0.5, value_weight=1.0)
     assert algorithm("--algorithm ppo --discount 0.9 --trace 0.5 --value-weight 1") == changed
 
@@ -45,6 +47,12 @@ def test_where_the_divergence_is_charged_decides_its_estimator() -> None:
         ("--algorithm remax --aggregation per-token", "--aggregation is about tokens, and remax compares"),
         ("--algorithm ppo --kl-estimator k3", "--kl-estimator k3 is for a divergence in the loss"),
         ("--kl-weight -0.1", "--kl-weight is -0.1"),
+        ("--surrogate cispo", "--surrogate cispo weighs tokens, and rloo compares whole completions"),
+        ("--algorithm ppo --surrogate cispo --clip-low 0.1", "--clip-low would do nothing with --surrogate cispo"),
+        (
+            "--algorithm ppo --surrogate vespo --clip-low 0.1 --clip-high 1",
+            "--clip-low and --clip-high would do nothing",
+        ),
         ("--clip-low 1", "clip range is 1.0 below"),
         ("--algorithm ppo --trace 1.5", "trace 1.5"),
         ("--algorithm ppo --discount 0", "discount 0.0"),

@@ -24,6 +24,7 @@ from rewarden.rl.policy_loss import (
     sequence_log_ratio,
     token_log_ratio,
 )
+from rewarden.rl.surrogates import cispo, sapo, vespo
 from rewarden.rl.token_rewards import kl_penalised
 
 VOCAB, PROMPT, LONGEST, GROUP, ROWS = 32, 4, 7, 3, 6
@@ -33,6 +34,9 @@ AGGREGATION: dict[str, Any] = {
     "dapo": "per-token",
     "dr_grpo": "constant-length",
     "luspo": "constant-length",
+    "cispo": "per-token",
+    "sapo": "per-sequence",
+    "vespo": "per-token",
 }
 """TRL's name of each loss, and ours. LUSPO weighs a completion by its length: the constant length is 1."""
 REWARDS = [0.3, -1.0, 2.5, 0.7, 0.7, 0.1]
@@ -176,7 +180,15 @@ def our_loss(
     log_ratio = token_log_ratio(now, batch.get("old_per_token_logps", now.detach()), mask)
     if level == "sequence":
         log_ratio = mean_log_ratio(log_ratio, mask)[:, None]
-    losses = clipped_surrogate(log_ratio, batch["advantages"][:, None], **clips)
+    advantage = batch["advantages"][:, None]
+    if loss_type == "cispo":
+        losses = cispo(now, log_ratio, advantage, cap=clips["clip_high"])
+    elif loss_type == "sapo":
+        losses = sapo(log_ratio, advantage)
+    elif loss_type == "vespo":
+        losses = vespo(now, sequence_log_ratio(log_ratio, mask), advantage)
+    else:
+        losses = clipped_surrogate(log_ratio, advantage, **clips)
     if kl_weight:
         estimate = k3(token_log_ratio(now, batch["ref_per_token_logps"], mask))
         losses = losses + kl_weight * weigh_kl(estimate, log_ratio)
@@ -212,6 +224,14 @@ def test_losses_of_grpo(folder: Path, loss_type: str) -> None:
         temperature=0.7,
     )
     assert_equal(with_gradients(trainer.model, ours), theirs)
+
+
+@pytest.mark.parametrize("cap", [0.9, 1.2, 5.0])
+def test_the_cap_of_cispo(folder: Path, cap: float) -> None:
+    trainer = trainer_for(folder, loss_type="cispo", epsilon_high=cap)
+    batch = batch_for(trainer.model)
+    theirs = with_gradients(trainer.model, trainer.compute_loss(trainer.model, batch))
+    assert_equal(with_gradients(trainer.model, our_loss(trainer.model, batch, "cispo", clip_high=cap)), theirs)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

@@ -7,18 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewarden.rl import advantages, kl
-from rewarden.rl.policy_loss import Aggregation
+from rewarden.rl.policy_loss import Aggregation, batch_loss_terms, clipped_surrogate, is_clipped, sequence_log_ratio
+from rewarden.rl.surrogates import cispo, sapo, vespo
 
 Baseline = Literal["leave-one-out", "standardised", "group-mean", "values", "greedy"]
+Surrogate = Literal["clipped", "cispo", "sapo", "vespo"]
 Estimator = Literal["k1", "k2", "k3"]
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
+
+
+class Sizes(NamedTuple):
+    """What the losses of a minibatch are divided by."""
+
+    sequences: int
+    """Its completions, over all processes."""
+    tokens: int
+    """Their tokens that count."""
+    longest: int
+    """Limit on the tokens of a completion."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,8 @@ class Algorithm:
     """Where the divergence from the reference is charged."""
     kl_estimator: Estimator = "k1"
     """How it is estimated from the sampled tokens."""
+    surrogate: Surrogate = "clipped"
+    """What is made of ratio and advantage: PPO's clipped minimum, or one of `rewarden.rl.surrogates`, for token ratios."""
     clip_low: float = 0.2
     """The ratio counts down to 1 - clip_low."""
     clip_high: float = 0.2
@@ -88,6 +104,60 @@ class Algorithm:
         """Advantage of every token, and the return that its value should have been, by generalised advantage estimation."""
         return advantages.gae(rewards, values, mask, discount=self.discount, trace=self.trace)
 
+    def policy_loss(
+        self,
+        log_probs: Float[Tensor, "rows tokens"],
+        log_ratio: Float[Tensor, "rows tokens"],
+        advantage: Float[Tensor, "rows tokens"] | Float[Tensor, " rows"],
+        mask: Bool[Tensor, "rows tokens"],
+        sizes: Sizes,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """What these rows add to the loss of the minibatch, and to the share of its ratios that lost their gradient to clipping.
+
+        Args:
+            log_probs: Of the completions' tokens under the policy, in nats.
+            log_ratio: Their distance from those before the step's first update; 0 outside the mask.
+            advantage: Per completion, or per token.
+            mask: True on the tokens that count.
+            sizes: Of the whole minibatch.
+        """
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        if self.ratio == "sequence":
+            ratio = sequence_log_ratio(log_ratio, mask)
+            losses = clipped_surrogate(ratio, advantage, **clips) * mask.any(-1)
+            return losses.sum() / sizes.sequences, is_clipped(ratio, advantage, **clips).sum() / sizes.sequences
+        if advantage.ndim == 1:
+            advantage = advantage[:, None].expand_as(log_ratio)
+        clipped = torch.zeros_like(mask)
+        if self.surrogate == "clipped":
+            losses, clipped = (
+                clipped_surrogate(log_ratio, advantage, **clips),
+                is_clipped(log_ratio, advantage, **clips),
+            )
+        elif self.surrogate == "cispo":
+            losses = cispo(log_probs, log_ratio, advantage, cap=1 + self.clip_high)
+        elif self.surrogate == "sapo":
+            losses = sapo(log_ratio, advantage)
+        else:
+            losses = vespo(log_probs, sequence_log_ratio(log_ratio, mask), advantage)
+        loss = batch_loss_terms(losses, mask, self.aggregation, **sizes._asdict()).sum()
+        return loss, clipped.sum() / max(sizes.tokens, 1)
+
+    def divergence_loss(
+        self, log_ratio: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], sizes: Sizes
+    ) -> Float[Tensor, ""]:
+        """What these rows add to the divergence in the loss of the minibatch, in nats, before its weight.
+
+        Args:
+            log_ratio: Distance from the reference's log-probabilities; 0 outside the mask.
+            mask: True on the tokens that count.
+            sizes: Of the whole minibatch.
+        """
+        divergence = ESTIMATORS[self.kl_estimator](log_ratio)
+        if self.ratio == "sequence":
+            return divergence.sum() / sizes.sequences
+        return batch_loss_terms(divergence, mask, self.aggregation, **sizes._asdict()).sum()
+
 
 RLOO = Algorithm("leave-one-out", ratio="sequence", aggregation="per-sequence")
 """Ahmadian et al. 2024, arXiv:2402.14740: whole completions as single actions, the others of the group as baseline."""
@@ -112,13 +182,20 @@ def changed(algorithm: Algorithm, **fields: object) -> Algorithm:
     """The algorithm with the fields that are not None replaced.
 
     Raises:
-        ValueError: When a clip range, a discount or a weight is out of bounds.
+        ValueError: When a clip range, a discount or a weight is out of bounds, or a surrogate is not for this ratio.
     """
+    if fields.get("surrogate") == "cispo" and fields.get("clip_high") is None:
+        fields["clip_high"] = 4.0  # a cap of 5 on the weights, see `cispo`
     found = dataclasses.replace(algorithm, **{name: value for name, value in fields.items() if value is not None})  # type: ignore[arg-type]
     if not (0 <= found.clip_low < 1 and found.clip_high >= 0):
         raise ValueError(
             f"clip range is {found.clip_low} below and {found.clip_high} above; expected the first in [0, 1), the second at "
             "least 0"
+        )
+    if found.surrogate != "clipped" and found.ratio == "sequence":
+        raise ValueError(
+            f"surrogate {found.surrogate!r} weighs tokens, and this algorithm compares whole completions; take one with ratio "
+            "'token'"
         )
     if not (0 < found.discount <= 1 and 0 <= found.trace <= 1 and found.value_weight >= 0 and found.value_clip > 0):
         raise ValueError(

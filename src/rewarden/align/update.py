@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rewarden.align.algorithms import ESTIMATORS, Algorithm
+from rewarden.align.algorithms import Algorithm, Sizes
 from rewarden.align.policy import Policy, PolicyOutput, Reference, policy_batch
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.tokens import TokenGroup
 from rewarden.methods.policy_feedback import PolicyStates
-from rewarden.rl.policy_loss import batch_loss_terms, clipped_surrogate, is_clipped, sequence_log_ratio, token_log_ratio
+from rewarden.rl.policy_loss import batch_loss_terms, token_log_ratio
 from rewarden.rl.value_loss import clipped_value_loss
 
 
@@ -206,12 +206,13 @@ class Updater:
         mask = passes.mask & targets.counts[:, None]
         totals = accelerator.reduce(torch.stack([torch.tensor(len(rows)), mask[rows].sum()]).to(accelerator.device))
         sequences, tokens = (int(total) for total in totals)
+        sizes = Sizes(sequences, tokens, self.longest)
         kept = []
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(policy):
                 output = self.forward(policy, micro.batch)
-                loss = self._loss(output, micro.rows, mask, passes, targets, sequences, max(tokens, 1), found)
+                loss = self._loss(output, micro.rows, mask, passes, targets, sizes, found)
                 # Gradients are averaged over the processes, and the loss is a sum over them.
                 accelerator.backward(loss * accelerator.num_processes)
             kept.append((micro.rows, output.states))
@@ -234,8 +235,7 @@ class Updater:
         mask: Tensor,
         passes: Passes,
         targets: Targets,
-        sequences: int,
-        tokens: int,
+        sizes: Sizes,
         found: Updated,
     ) -> Tensor:
         """The micro-batch's share of the loss of its minibatch."""
@@ -249,42 +249,23 @@ class Updater:
         # 0 where a token is left out, so that it is never clipped and reaches no gradient: masked out after exp, an infinite
         # ratio would come back as 0 x inf.
         log_ratio = token_log_ratio(output.log_prob, old, mask)
-        sizes: dict[str, Any] = {"sequences": sequences, "tokens": tokens, "longest": self.longest}
-        if self.algorithm.ratio == "sequence":
-            ratio = sequence_log_ratio(log_ratio, mask)
-            losses = self._surrogate(ratio, advantage) * mask.any(-1)
-            clipped = is_clipped(ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high)
-            found.clipped += float(clipped.sum()) / sequences / self.updates
-            loss = losses.sum() / sequences
-        else:
-            advantage = advantage[:, :width] if advantage.ndim == 2 else advantage[:, None].expand_as(log_ratio)
-            losses = self._surrogate(log_ratio, advantage)
-            clipped = is_clipped(
-                log_ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high
-            )
-            found.clipped += float(clipped.sum()) / tokens / self.updates
-            loss = batch_loss_terms(losses, mask, self.algorithm.aggregation, **sizes).sum()
+        log_prob = output.log_prob.masked_fill(~mask, 0)
+        loss, clipped = self.algorithm.policy_loss(
+            log_prob, log_ratio, advantage if advantage.ndim == 1 else advantage[:, :width], mask, sizes
+        )
+        found.clipped += float(clipped) / self.updates
         if self.algorithm.kl_in == "loss" and self.kl_weight > 0:
-            divergence = ESTIMATORS[self.algorithm.kl_estimator](token_log_ratio(output.log_prob, reference, mask))
-            if self.algorithm.ratio == "sequence":
-                charge = divergence.sum() / sequences
-            else:
-                charge = batch_loss_terms(divergence, mask, self.algorithm.aggregation, **sizes).sum()
-            loss = loss + self.kl_weight * charge
+            apart = token_log_ratio(output.log_prob, reference, mask)
+            loss = loss + self.kl_weight * self.algorithm.divergence_loss(apart, mask, sizes)
         found.policy_loss += float(loss.detach()) / self.updates
         if output.value is not None and targets.returns is not None and passes.value is not None:
             before, returns = (each[rows, :width].to(device) for each in (passes.value, targets.returns))
             errors = clipped_value_loss(output.value, before, returns, clip=self.algorithm.value_clip)
-            value_loss = batch_loss_terms(errors, mask, "per-token", **sizes).sum()
+            value_loss = batch_loss_terms(errors, mask, "per-token", **sizes._asdict()).sum()
             found.value_loss += float(value_loss.detach()) / self.updates
             loss = loss + self.algorithm.value_weight * value_loss
         found.loss += float(loss.detach()) / self.updates
         return loss
-
-    def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return clipped_surrogate(
-            log_ratio, advantage, clip_low=self.algorithm.clip_low, clip_high=self.algorithm.clip_high
-        )
 
 
 @dataclass

@@ -131,11 +131,11 @@ def _updates(args: Align, algorithm: Algorithm) -> Refusals:
         f"--minibatches is {args.minibatches}, and a step has {args.prompts_per_step} prompts; every minibatch needs one: take "
         "fewer, or raise --prompts-per-step",
     )
-    is_clipping = args.clip_low is not None or args.clip_high is not None
+    is_clipping = args.clip_low is not None or args.clip_high is not None or args.surrogate != "clipped"
     yield (
         is_clipping and args.policy_epochs * args.minibatches == 1,
-        "--clip-low and --clip-high do nothing with one update a step: the policy that wrote the completions is the one that is "
-        "updated, so all ratios are 1; add --policy-epochs or --minibatches, or leave them out",
+        "--clip-low, --clip-high and --surrogate do nothing with one update a step: the policy that wrote the completions is the "
+        "one that is updated, so all ratios are 1; add --policy-epochs or --minibatches, or leave them out",
     )
     yield (
         args.kl_weight == 0 and (args.kl_in is not None or args.kl_estimator is not None),

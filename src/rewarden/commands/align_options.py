@@ -102,10 +102,13 @@ class AlgorithmOptions:
     """Where it is charged. Default: in the loss for grpo and dr-grpo, in the reward for the others."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """How it is estimated in the loss; in the reward it is k1. Default: k3 in the loss."""
+    surrogate: Literal["clipped", "cispo", "sapo", "vespo"] = "clipped"
+    """With several updates a step, for grpo, dr-grpo and ppo: PPO's clipped minimum, or one that keeps a gradient everywhere:
+    bounded weights, a soft gate, or soft weights of whole completions."""
     clip_low: float | None = None
     """With several updates a step: ratios of new to old probability count down to 1 - clip_low. Default: 0.2."""
     clip_high: float | None = None
-    """They count up to 1 + clip_high; more than clip_low is DAPO's clip-higher. Default: 0.2."""
+    """They count up to 1 + clip_high; more than clip_low is DAPO's clip-higher. Default: 0.2; 4 for --surrogate cispo."""
     aggregation: Literal["per-sequence", "per-token", "constant-length"] | None = None
     """How token losses are averaged; rloo and remax average completions. Default: per-sequence for grpo, constant-length for
     dr-grpo, per-token for ppo."""
@@ -145,6 +148,7 @@ class AlgorithmOptions:
             raise ValueError(
                 f"--aggregation is about tokens, and {self.algorithm} compares whole completions; leave it out, or take grpo"
             )
+        self._check_surrogate(start)
         kl_in = self.kl_in or start.kl_in
         if kl_in == "reward" and self.kl_estimator not in (None, "k1"):
             raise ValueError(
@@ -158,8 +162,21 @@ class AlgorithmOptions:
         estimator = self.kl_estimator or ("k3" if kl_in == "loss" else "k1")
         return changed(
             start, kl_in=kl_in, kl_estimator=estimator, clip_low=self.clip_low, clip_high=self.clip_high,
-            aggregation=self.aggregation, **of_values,
+            aggregation=self.aggregation, surrogate=self.surrogate, **of_values,
         )  # fmt: skip
+
+    def _check_surrogate(self, start: Algorithm) -> None:
+        if self.surrogate == "clipped":
+            return
+        if start.ratio == "sequence":
+            raise ValueError(
+                f"--surrogate {self.surrogate} weighs tokens, and {self.algorithm} compares whole completions; leave it out, or "
+                "take grpo"
+            )
+        idle = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
+        idle = [f"--{name.replace('_', '-')}" for name in idle if (self.surrogate, name) != ("cispo", "clip_high")]
+        if idle:
+            raise ValueError(f"{' and '.join(idle)} would do nothing with --surrogate {self.surrogate}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
