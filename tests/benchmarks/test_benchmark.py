@@ -76,6 +76,7 @@ def test_results_have_what_every_benchmark_promises(name):
     found = benchmark.results(items, random_rewards(items), seed=3)
     assert found == json.loads(json.dumps(found, allow_nan=False))
     assert found == benchmark.results(items, random_rewards(items), seed=3)
+    assert found["about"] == benchmark.about
     assert 0 <= found["overall"] <= 1
     assert found["domains"].keys() == found["intervals"]["domains"].keys() == found["counts"]["domains"].keys()
     for interval in (found["intervals"]["overall"], *found["intervals"]["domains"].values()):

@@ -52,6 +52,11 @@ def test_a_cut_that_all_share_is_said_once() -> None:
     assert benchmarks({"a": both, "b": both}, {}).count("17 of 600 completions were cut") == 1
 
 
+def test_the_page_says_what_a_benchmark_asks_for() -> None:
+    text = benchmarks({"a": {"benchmarks": {"x": RM | {"about": "Right answers < wrong ones"}}}}, {})
+    assert text.count("Right answers &lt; wrong ones. Each dot is a score") == 1
+
+
 def test_a_domain_called_overall_is_not_the_overall_score() -> None:
     odd = RM | {"domains": {"overall": 0.1}}
     figures: dict[str, Any] = {}

@@ -112,6 +112,7 @@ class Benchmark:
             seed: Of the bootstrap, which draws prompts.
 
         Returns:
+            "about": what the benchmark asks for.
             "overall" and "domains" {name: score}: 0 to 1, higher is better; and further scores of the benchmark.
             "intervals": {"low", "high"} of each, 95 %, under the same names.
             "counts": "items", "prompts", "completions", "ties" (items where a right and a wrong completion got the same
@@ -133,6 +134,7 @@ class Benchmark:
         scores, domains = ({name: next(found).to_dict() for name in names} for names in (single, measured.domains))
         series = {name: [next(found).to_dict() for _ in many] for name, many in measured.series.items()}
         return {
+            "about": self.about,
             **{name: one["value"] for name, one in scores.items()},
             "domains": {name: one["value"] for name, one in domains.items()},
             "intervals": {**_bounds(scores), "domains": _bounds(domains)},

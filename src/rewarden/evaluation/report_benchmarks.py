@@ -30,7 +30,11 @@ def _benchmark(name: str, models: Results, figures: dict[str, Any]) -> str:
     extra = [key for key in named if any(is_number(each.get(key)) for each in found.values())]
     rows = ["overall", *(key for key in extra if key != "overall")]
     domains = page.union([each.get("domains") or {} for each in found.values()])
-    caption = """Each dot is a score with its 95 % interval. Overall comes first, then the parts that it is made of."""
+    about = next((each["about"] for each in found.values() if each.get("about")), None)
+    asks = f"{page.escaped(about)}. " if about else ""
+    caption = (
+        f"{asks}Each dot is a score with its 95 % interval. Overall comes first, then the parts that it is made of."
+    )
     names = {**{key: key for key in rows}, **{f"domain: {key}": key for key in domains}}
 
     def pick(result: Mapping[str, Any], row: str) -> Any:
