@@ -21,7 +21,9 @@ Key = tuple[str, float, int]
 """Method, share of flipped labels, seed."""
 
 WINDOW = 5
-"""Steps that a number is the mean of: the first five, the five up to the first alarm, the last five."""
+"""Steps that a number is the mean of: the first five, the five up to the first alarm or a divergence, the last five."""
+BUDGET = 20.0
+"""Nats per completion at which policies are compared as well: after as many steps they have drifted unequally far."""
 SMOOTHED = 9
 """Steps around each point of the picture that it is the mean of."""
 MEASURES = {
@@ -35,7 +37,15 @@ MEASURES = {
 }
 """What is tabulated, with the heading of its column. Reward is what was paid less its mean at the start, in standard deviations
 of the start; quality and its parts are log odds, at most 0, higher is better."""
-MOMENTS = ("start", "alarm", "end", "change")
+MOMENTS = ("start", "budget", "alarm", "end", "change")
+TITLES = {
+    "start": "First five steps",
+    "budget": f"Five steps up to a divergence of {BUDGET:g} nats",
+    "alarm": "Five steps up to the first alarm",
+    "end": "Last five steps",
+    "change": "Last five minus first five",
+}
+COMPARED = ("budget", "end", "change")
 LOOKS = {
     "standard": ("Standard", "#D55E00"),
     "info-bottleneck": ("InfoRM", "#0072B2"),
@@ -54,13 +64,22 @@ def standardised(steps: Steps) -> Steps:
 
 
 def moments(steps: Steps) -> dict[str, Any]:
-    """Means at the start, at the first alarm (None without one) and at the end; the change is end minus start."""
-    alarm = next((place for place, step in enumerate(steps) if step.get("alarm")), None)
+    """Means at the start, where the divergence reaches `BUDGET`, at the first alarm and at the end; change is end minus start.
+
+    Of what never happens it is None.
+    """
     found: dict[str, Any] = {"start": _means(steps[:WINDOW]), "end": _means(steps[-WINDOW:])}
-    found["alarm"] = None if alarm is None else _means(steps[max(0, alarm + 1 - WINDOW) : alarm + 1])
-    found["alarm_step"] = None if alarm is None else steps[alarm]["step"]
+    drifted = [statistics.fmean(one["kl"] for one in _window(steps, place)) >= BUDGET for place in range(len(steps))]
+    for name, is_there in (("budget", drifted), ("alarm", [bool(step.get("alarm")) for step in steps])):
+        place = is_there.index(True) if any(is_there) else None
+        found[name] = None if place is None else _means(_window(steps, place))
+        found[f"{name}_step"] = None if place is None else steps[place]["step"]
     found["change"] = {name: found["end"][name] - found["start"][name] for name in found["end"]}
     return found
+
+
+def _window(steps: Steps, place: int) -> Steps:
+    return steps[max(0, place + 1 - WINDOW) : place + 1]
 
 
 def _means(steps: Steps) -> dict[str, float]:
@@ -89,7 +108,8 @@ def summarise(found: dict[Key, Steps]) -> dict[str, Any]:
     for method, noise in names:
         seeds = {seed: cell for (m, n, seed), cell in own.items() if (m, n) == (method, noise)}
         group: dict[str, Any] = {"method": method, "noise": noise, "seeds": sorted(seeds)}
-        group["alarm_steps"] = [seeds[seed]["alarm_step"] for seed in sorted(seeds)]
+        for name in ("budget", "alarm"):
+            group[f"{name}_steps"] = [seeds[seed][f"{name}_step"] for seed in sorted(seeds)]
         for moment in MOMENTS:
             kept = [cell[moment] for cell in seeds.values() if cell[moment] is not None]
             group[moment] = {name: interval([one[name] for one in kept]) for name in MEASURES}
@@ -97,8 +117,9 @@ def summarise(found: dict[Key, Steps]) -> dict[str, Any]:
     for left, right in _comparisons(names):
         both = sorted({seed for m, n, seed in own if (m, n) == left} & {seed for m, n, seed in own if (m, n) == right})
         entry: dict[str, Any] = {"left": list(left), "right": list(right), "seeds": both}
-        for moment in ("end", "change"):
+        for moment in COMPARED:
             pairs = [(own[(*left, seed)][moment], own[(*right, seed)][moment]) for seed in both]
+            pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
             entry[moment] = {name: interval([a[name] - b[name] for a, b in pairs]) for name in MEASURES}
         differences.append(entry)
     cells = {f"{method}-noise{round(100 * noise)}-seed{seed}": cell for (method, noise, seed), cell in own.items()}
@@ -128,33 +149,31 @@ def scale(judge: Quality) -> dict[str, Any]:
 def tables(summary: dict[str, Any]) -> str:
     """The summary as Markdown; an asterisk marks differences whose interval leaves out 0."""
     text = ""
-    titles = ("First five steps", "Five steps up to the first alarm", "Last five steps", "Last five minus first five")
-    for moment, title in zip(MOMENTS, titles, strict=True):
-        text += f"### {title}\n\n{_head('method, flipped labels, seeds')}"
+    for moment in MOMENTS:
+        text += f"### {TITLES[moment]}\n\n{_head('method, flipped labels, seeds')}"
         for group in summary["groups"]:
             name = f"{LOOKS[group['method']][0]}, {group['noise']:.0%}, {group[moment]['quality']['seeds']}"
             text += _row(name, group[moment], signed=moment == "change")
         text += "\n"
-    for moment, title in (("end", "last five steps"), ("change", "last five minus first five")):
-        text += f"### Differences, same seeds: {title}\n\n{_head('difference, seeds')}"
+    for moment in COMPARED:
+        text += f"### Differences, same seeds: {TITLES[moment].lower()}\n\n{_head('difference, seeds')}"
         for entry in summary["differences"]:
             (left, noise), (right, other) = entry["left"], entry["right"]
-            name = f"{LOOKS[left][0]} {noise:.0%} - {LOOKS[right][0]} {other:.0%}, {len(entry['seeds'])}"
+            seeds = entry[moment]["quality"]["seeds"]
+            name = f"{LOOKS[left][0]} {noise:.0%} - {LOOKS[right][0]} {other:.0%}, {seeds}"
             text += _row(name, entry[moment], signed=True)
         text += "\n"
     lines = [f"| {kind} | {value:.2f} |" for kind, value in summary["scale"].items() if kind != "admission"]
     text += "### What the numbers of quality mean\n\n| text | mean quality |\n|---|---:|\n" + "\n".join(lines) + "\n\n"
-    alarms = [
-        f"| {LOOKS[group['method']][0]}, {group['noise']:.0%} | "
-        f"{', '.join('none' if step is None else str(step) for step in group['alarm_steps'])} |"
-        for group in summary["groups"]
+    head = f"| method, flipped labels | {BUDGET:g} nats | first alarm |\n|---|---|---|\n"
+    return text + f"### When, step by seed\n\n{head}" + "".join(map(_when, summary["groups"]))
+
+
+def _when(group: dict[str, Any]) -> str:
+    steps = [
+        ", ".join("never" if s is None else str(s) for s in group[f"{name}_steps"]) for name in ("budget", "alarm")
     ]
-    return (
-        text
-        + "### First alarm, step by seed\n\n| method, flipped labels | steps |\n|---|---|\n"
-        + "\n".join(alarms)
-        + "\n"
-    )
+    return f"| {LOOKS[group['method']][0]}, {group['noise']:.0%} | {' | '.join(steps)} |\n"
 
 
 def _head(first: str) -> str:

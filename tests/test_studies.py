@@ -33,11 +33,12 @@ def test_means_are_those_of_the_cells(study) -> None:
     name, summary, _ = study
     for group in summary["groups"]:
         own = [summary["cells"][cell_name(name, group, seed)] for seed in group["seeds"]]
-        for part, of_cell in (("mean", lambda cell: cell), ("end", lambda cell: cell["end"])):
+        for part in ("mean", "start", "budget", "alarm", "end", "change"):
             for measure, found in group.get(part, {}).items():
-                values = [of_cell(cell)[measure] for cell in own if of_cell(cell)[measure] is not None]
+                of_cells = [cell if part == "mean" else cell[part] for cell in own]
+                values = [cell[measure] for cell in of_cells if cell is not None and cell[measure] is not None]
                 expected = sum(values) / len(values) if values else None
-                assert found["value"] == pytest.approx(expected), (group, measure)
+                assert found["value"] == pytest.approx(expected), (group, part, measure)
 
 
 def cell_name(study_name: str, group: dict, seed: int) -> str:
