@@ -50,6 +50,15 @@ def test_moments_are_means_of_five_steps() -> None:
     assert numbers.moments(run(1.0, 0.0))["alarm"] is None
 
 
+def test_the_budget_is_reached_when_the_mean_divergence_of_five_steps_is() -> None:
+    found = numbers.moments([{**step, "kl": 2.0 * step["step"]} for step in run(1.0, -0.5)])
+    # Steps 8 to 12 have 20 nats on average, steps 7 to 11 only 18.
+    assert (found["budget_step"], found["budget"]["kl"]) == (12, pytest.approx(numbers.BUDGET))
+    assert found["budget"]["quality"] == pytest.approx(-5 - 0.5 * 10)
+    never = numbers.moments(run(1.0, 0.0))
+    assert (never["budget_step"], never["budget"]) == (None, None)
+
+
 def test_an_interval_by_hand() -> None:
     # Mean 2, standard deviation 1, t(0.975; 2) = 4.3027.
     found = numbers.interval([1.0, 2.0, 3.0, math.nan])
@@ -89,8 +98,8 @@ def test_tables_show_every_group_and_mark_what_is_sure() -> None:
     text = numbers.tables(summary)
     assert "| InfoRM 25% - Standard 25%, 3 | +0.00" in text
     assert "+4.50\\* [+4.50, +4.50]" in text
-    assert "| Standard, 25% | 9, 9, 9 |" in text
-    assert "| InfoRM, 25% | none, none, none |" in text
+    assert "| Standard, 25% | never, never, never | 9, 9, 9 |" in text
+    assert "| InfoRM, 25% | never, never, never | never, never, never |" in text
     assert "| real completions | -0.50 |" in text
     json.dumps(numbers._plain(summary), allow_nan=False)
 
