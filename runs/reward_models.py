@@ -34,8 +34,8 @@ SEEDS = (0, 1, 2)
 MEMBER_RATES = (0.5, 1.0, 2.0)
 """Learning rates of the members of an ensemble or average, times the default: WARM's way to make them differ."""
 TRAINING_PAIRS = 1500
-RM_BENCH_STEP = 3
-"""Every third prompt of RM-Bench is scored: all domains alike, a third of the most expensive test."""
+RM_BENCH_STEP = 6
+"""Every sixth prompt of RM-Bench is scored: all domains alike, a sixth of the most expensive test."""
 
 
 @dataclasses.dataclass(frozen=True)
