@@ -38,12 +38,16 @@ def test_values_by_hand() -> None:
     assert cispo(LOG_PROBS, log_ratio, advantage, cap=1.5)[0].tolist() == pytest.approx([1.5, 1.0])
     gate = [4 / (1 + math.exp(-1)), 4 / (1 + math.exp(0.5))]
     assert sapo(log_ratio, advantage)[0].tolist() == pytest.approx([-gate[0], -gate[1]])
-    assert sapo(log_ratio, advantage)[1, 1].item() == pytest.approx(2 * 2 / 1.05)  # the sigmoid of 0 is one half
+    assert sapo(log_ratio, advantage)[1, 1].item() == pytest.approx(
+        2 * 2 / 1.05, rel=1e-14
+    )  # the sigmoid of 0 is one half
     # The whole completions have ratios 1 and 8: weights 1 and 8^3 exp(2 - 16).
     weight = 512 * math.exp(-14)
     expected = [[1.0, 2.0], [-2 * weight * 0.5, -2 * weight * 3]]
     found = vespo(LOG_PROBS, whole(log_ratio), advantage)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    tenth = vespo(LOG_PROBS[:1], log_ratio[:1, 0], advantage[:1], k_positive=0.1)  # not a number of 32 bits
+    assert tenth[0].tolist() == pytest.approx([2**0.1 * math.exp(-3), 2 * 2**0.1 * math.exp(-3)], rel=1e-14)
 
 
 @pytest.mark.parametrize("name", SURROGATES)

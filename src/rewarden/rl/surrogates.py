@@ -59,7 +59,7 @@ def sapo(
             f"temperatures are {temperature_positive} and {temperature_negative}; both must be above 0: higher ones close the "
             "gate sooner"
         )
-    temperature = torch.where(advantage > 0, temperature_positive, temperature_negative)
+    temperature = _by_sign(advantage > 0, advantage, temperature_positive, temperature_negative)
     # Beyond exp(30) the gate is shut in every number format; unbounded, the backward pass would be 0 x inf.
     ratio = log_ratio.clamp(max=30).exp()
     return -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantage
@@ -92,8 +92,13 @@ def vespo(
             "advantages; none may be below 0"
         )
     is_positive = advantage >= 0
-    k = torch.where(is_positive, k_positive, k_negative)
-    rate = torch.where(is_positive, lambda_positive, lambda_negative)
+    k = _by_sign(is_positive, advantage, k_positive, k_negative)
+    rate = _by_sign(is_positive, advantage, lambda_positive, lambda_negative)
     log_w = sequence_log_ratio[:, None].clamp(min=-1e4, max=80)  # exp(80) is finite, and phi is 0 there
     weight = (k * log_w + rate * (1 - log_w.exp())).exp().detach()
     return -weight * advantage * log_probs
+
+
+def _by_sign(is_positive: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
+    """One of two numbers, in the number format of `like`: `torch.where` alone would round them to 32 bits."""
+    return torch.where(is_positive, like.new_tensor(positive), like.new_tensor(negative))
