@@ -2,7 +2,7 @@
 
     python runs/build_assets.py --data DIR
 
-DIR holds the files named in `TRAIN`, `EVAL`, `BENCHMARK`, `WHOLE` and `GOLD` below (gzip JSON lines). The script reads top to
+DIR holds the files named in `TRAIN`, `EVAL`, `WHOLE` and `GOLD` below (gzip JSON lines). The script reads top to
 bottom: read and filter, spread over prompts, check that no prompt is on both sides, write, print what was written.
 The same DIR and seed give the same bytes.
 """
@@ -23,9 +23,9 @@ import tyro
 # Each file with the start of the source names that are kept, and how many pairs are taken from it.
 TRAIN = (("preference/arena_bench/train.jsonl.gz", "arena", 800), ("preference/hh_rlhf/train.jsonl.gz", "helpful", 800))
 EVAL = (("preference/arena_bench/test.jsonl.gz", "arena", 300), ("preference/hh_rlhf/test.jsonl.gz", "helpful", 300))
-BENCHMARK = "benchmarks/llmbar/test.jsonl.gz"
 # Benchmarks that are shipped as they are, with the columns that are kept.
 WHOLE = {
+    "llmbar.jsonl.gz": ("benchmarks/llmbar/test.jsonl.gz", ("prompt", "chosen", "rejected", "source")),
     "rm_bench.jsonl.gz": (
         "benchmarks/rm_bench/test_no_math.jsonl.gz",
         ("id", "domain", "prompt", "chosen", "rejected"),
@@ -250,7 +250,6 @@ def main(args: BuildAssets) -> None:
     rng, skipped = random.Random(args.seed), Counter[str]()
     held_out = {
         "eval.jsonl.gz": mix(args.data, EVAL, skipped, rng, set()),
-        "llmbar.jsonl.gz": usable(read_rows(args.data / BENCHMARK), skipped, set()),
         "gold.jsonl.gz": gold_prompts(args.data, skipped),
         **{name: read_rows(args.data / source) for name, (source, _) in WHOLE.items()},
     }

@@ -74,8 +74,6 @@ class Benchmark:
     """Split of the dataset on the hub."""
     bundled: str | None = None
     """Name of the file that the package ships, if it does."""
-    bundled_note: str = ""
-    """What sets the bundled file apart from the original, for the notes of its results."""
     pick: Pick = list
     """Which files of a folder belong to it."""
 
@@ -140,14 +138,10 @@ class Benchmark:
             "intervals": {**_bounds(scores), "domains": _bounds(domains)},
             "counts": _counts(items, rewards, measured),
             "missing": measured.missing,
-            "notes": [*measured.notes, *self._bundled_notes(items)],
+            "notes": measured.notes,
             **series,
             **measured.extra,
         }
-
-    def _bundled_notes(self, items: Sequence[Item]) -> list[str]:
-        is_bundled = self.bundled is not None and items[0].where.startswith(str(DATA / self.bundled))
-        return [self.bundled_note] if is_bundled and self.bundled_note else []
 
     def items_correct(self, items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> ItemScores:
         """Each item's share of the overall score, for paired tests of two models on the same items.

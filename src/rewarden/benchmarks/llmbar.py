@@ -78,6 +78,5 @@ LLMBAR = Benchmark(
     read=_read,
     measure=_measure,
     bundled="llmbar.jsonl.gz",
-    bundled_note="bundled file: 14 of 838 completions are cut at 3,000 characters",
     pick=_pick,
 )
