@@ -249,11 +249,12 @@ def test_gold_formats():
     assert (sampled.gold, sampled.names, sampled.where) == ([0.0, -1.0], ["0", "m"], "data, row 3")
 
 
-def test_gold_takes_test_rows_only():
+def test_gold_takes_rows_of_one_split_or_all():
     rows = [FLAT | {"split": "train"}, FLAT | {"split": "test"}, FLAT]
     assert [group.where for group in load_gold(rows)] == ["data, row 2", "data, row 3"]
-    assert len(load_gold(rows, test_only=False)) == 3
-    with pytest.raises(DataError, match=r"only ever \['train'\]; expected \"test\" in some row.*test_only=False"):
+    assert [group.where for group in load_gold(rows, split="train")] == ["data, row 1", "data, row 3"]
+    assert len(load_gold(rows, split=None)) == 3
+    with pytest.raises(DataError, match=r'only ever train; expected "test" in some row.*Ask for a split'):
         load_gold(rows[:1])
 
 

@@ -112,26 +112,26 @@ def load_candidates(source: Source) -> list[Candidates]:
     return [_candidates(row, where) for where, row in read_rows(source)]
 
 
-def load_gold(source: Source, *, test_only: bool = True) -> list[GoldGroup]:
+def load_gold(source: Source, *, split: str | None = "test") -> list[GoldGroup]:
     """Read responses with gold scores.
 
     Args:
         source: Rows of `prompt` and `responses` (or `samples`): a list of {"response", "gold" or "gold_score", and
             optionally "model" or "i"}; or flat rows of `prompt`, `completions` and `gold`.
-        test_only: Leave out the rows whose column `split` is not "test"; rows without that column are kept.
+        split: Leave out the rows whose column `split` names another one; None takes all. Rows without that column are kept.
 
     Returns:
         One group per row, in order; gold scores are in the units of the data, higher is better.
 
     Raises:
-        DataError: The source cannot be read, no row is a test row, or a row is not a usable group.
+        DataError: The source cannot be read, no row is of the split, or a row is not a usable group.
     """
     rows = list(read_rows(source))
-    kept = [(where, row) for where, row in rows if not test_only or row.get("split") in (None, "test")]
+    kept = [(where, row) for where, row in rows if split is None or row.get("split") in (None, split)]
     if not kept:
-        splits = sorted({str(row["split"]) for _, row in rows})
-        action = "Pass test_only=False to take every row."
-        raise DataError.at(stem(source), f'"split" is only ever {splits}', '"test" in some row', action)
+        splits = ", ".join(sorted({str(row["split"]) for _, row in rows}))
+        action = "Ask for a split that is there, or for all of them."
+        raise DataError.at(stem(source), f'"split" is only ever {splits}', f'"{split}" in some row', action)
     return [_gold_group(row, where) for where, row in kept]
 
 

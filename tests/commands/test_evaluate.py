@@ -11,7 +11,7 @@ import pytest
 
 from rewarden import Scorer
 from rewarden.cli import main
-from rewarden.commands.evaluate import named
+from rewarden.commands.evaluate import Evaluate, named, read
 
 from .conftest import make_pairs, write
 
@@ -61,7 +61,10 @@ def test_results_have_the_promised_shape(evaluated: Path, trained: Path) -> None
     assert (found["n_pairs"], found["ties"]) == (20, 1)
     assert found["accuracy"]["value"] == pytest.approx(19 / 20)  # all but the tie
     assert set(found["by_source"]) == {"odd", "even"}
-    assert results["best_of_n"]["n_prompts"] == 5  # the training prompt is left alone
+    assert (results["best_of_n"]["n_prompts"], results["best_of_n"]["rows_left_out"]) == (
+        5,
+        1,
+    )  # one is of split "train"
     # The gold score of the scorer's own favourite, less the mean: which one that is, is for the model to say.
     answers = [response["response"] for response in gold_rows(1)[0]["responses"]]
     scored = Scorer.load(trained)([f"gold {number}?" for number in range(1, 6)], [answers] * 5)
@@ -69,6 +72,14 @@ def test_results_have_the_promised_shape(evaluated: Path, trained: Path) -> None
     gold = [9.0 if "good" in answers[index] else 2.0 for index in favourites]
     assert results["best_of_n"]["gain"]["value"] == pytest.approx(sum(gold) / 5 - 5.5)
     assert results["sets"]["again"] == results["sets"][f"{evaluated.name}-held"]
+
+
+@pytest.mark.parametrize(("split", "taken"), [("test", 5), ("train", 1), ("all", 6)])
+def test_rows_of_one_split_with_gold_scores_or_all(split: str, taken: int, tmp_path: Path) -> None:
+    gold = write(tmp_path / "g.jsonl", gold_rows(6))
+    material = read(Evaluate(output=tmp_path, gold=str(gold), gold_split=split))
+    assert material.gold is not None
+    assert (len(material.gold), material.gold_left_out) == (taken, 6 - taken)
 
 
 def test_every_pair_is_in_the_csv_with_the_scorers_own_rewards(evaluated: Path, trained: Path) -> None:
@@ -116,13 +127,14 @@ def test_names_of_sets(tmp_path: Path) -> None:
         ("--benchmark llmbar --path {pairs} {pairs}", "two --path for llmbar"),
         ("--pairs {pairs}x", "there is no such file"),
         ("--gold {pairs}", "row 1"),
+        ("--gold {gold} --gold-split dev", 'only ever test, train; expected "dev" in some row'),
     ],
 )
 def test_bad_input_is_one_message(
     flags: str, message: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs = write(tmp_path / "p.jsonl", make_pairs(2))
-    command = f"evaluate --model {trained} --output {tmp_path / 'o'} {flags.format(pairs=pairs)}"
+    pairs, gold = write(tmp_path / "p.jsonl", make_pairs(2)), write(tmp_path / "g.jsonl", gold_rows(2))
+    command = f"evaluate --model {trained} --output {tmp_path / 'o'} {flags.format(pairs=pairs, gold=gold)}"
     assert main(command.split()) == 2
     assert message in capsys.readouterr().err
 

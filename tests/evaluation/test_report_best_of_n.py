@@ -18,6 +18,7 @@ def result(**law: Any) -> dict[str, Any]:
     return {
         "best_of_n": {
             "n": [1, 2, 4],
+            "rows_left_out": 4711,
             "kl": [0.0, 0.193, 0.636],
             "gold": [interval(value, value - 1, value + 1) for value in (2.0, 2.5, 2.25)],
             "proxy": [interval(value, value - 1, value + 1) for value in (0.0, 0.6, 1.0)],
@@ -31,7 +32,7 @@ def result(**law: Any) -> dict[str, Any]:
 
 def test_laws_and_peaks() -> None:
     text = best_of_n({"a": result()}, {})
-    for shown in ("1.234", "0.567", "0.987", "0.731", "<b>5</b>", "[3, &gt; 1,000,000]", "<b>2</b>", "[1, 4]"):
+    for shown in ("4,711", "1.234", "0.567", "0.987", "0.731", "<b>5</b>", "[3, &gt; 1,000,000]", "<b>2</b>", "[1, 4]"):
         assert shown in text, shown
     assert "± 0.750 around its gain" in text
 

@@ -18,6 +18,7 @@ from rewarden.commands.scoring_options import ScoringOptions, folders
 if TYPE_CHECKING:
     from rewarden.benchmarks import Benchmark
     from rewarden.commands.measure import Material, Measured
+    from rewarden.data import GoldGroup
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Evaluate:
     pairs: tuple[str, ...] = ()
     """[NAME=]FILE of preference pairs, or a hub data set. NAME defaults to the file's folder and name."""
     gold: str | None = None
-    """Responses with gold scores, for best-of-n; rows of other splits than test are left alone."""
+    """Responses with gold scores, for best-of-n."""
+    gold_split: str = "test"
+    """Which rows of --gold are taken, by their column "split" if there is one; "all" takes every row."""
     benchmark: tuple[str, ...] = ()
     """Benchmarks by their own metrics: rm-bench, reward-bench, reward-bench-2, judge-bench, llmbar, hhh, best-of-k."""
     path: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ def read(args: Evaluate) -> Material:
         ValueError: When there is nothing, a name is not known or stands twice, or data cannot be used.
     """
     from rewarden.commands.measure import Material
-    from rewarden.data import Pair, load_gold, load_pairs
+    from rewarden.data import Pair, load_pairs
 
     if not args.pairs and args.gold is None and not args.benchmark:
         raise ValueError("nothing to evaluate on; give --pairs FILE, --gold FILE, --benchmark NAME, or several of them")
@@ -109,8 +112,19 @@ def read(args: Evaluate) -> Material:
         if name in sets:
             raise ValueError(f"two sets are called {name!r}; tell them apart with NAME=FILE")
         sets[name] = load_pairs(source)
-    gold = None if args.gold is None else load_gold(args.gold)
-    return Material(sets, gold, {name: (each, each.load(paths.get(name))) for name, each in found.items()})
+    benchmarks = {name: (each, each.load(paths.get(name))) for name, each in found.items()}
+    gold, left_out = _gold(args)
+    return Material(sets, gold, benchmarks, left_out)
+
+
+def _gold(args: Evaluate) -> tuple[list[GoldGroup] | None, int]:
+    """Responses with gold scores, and how many rows of other splits there are."""
+    from rewarden.data import load_gold, read_rows
+
+    if args.gold is None:
+        return None, 0
+    groups = load_gold(args.gold, split=None if args.gold_split == "all" else args.gold_split)
+    return groups, sum(1 for _ in read_rows(args.gold)) - len(groups)
 
 
 def _benchmarks(args: Evaluate) -> dict[str, Benchmark]:

@@ -27,6 +27,8 @@ class Material:
     """Responses with gold scores."""
     benchmarks: Mapping[str, tuple[Benchmark, list[Item]]] = field(default_factory=dict)
     """Benchmarks by name, each with the items it has read."""
+    gold_left_out: int = 0
+    """How many rows with gold scores belong to another split than was asked for."""
 
     @property
     def completions(self) -> int:
@@ -72,7 +74,7 @@ def measure(scorer: AnyScorer, material: Material, *, seed: int, progress: Progr
     if material.gold is not None:
         groups = material.gold
         scored = scorer([group.prompt for group in groups], [group.completions for group in groups], progress=progress)
-        found.results["best_of_n"] = gold_results(groups, scored, seed=seed)
+        found.results["best_of_n"] = gold_results(groups, scored, seed=seed) | {"rows_left_out": material.gold_left_out}
         # Prompts are what is drawn there; two rows with the same prompt count as two.
         places = [f"{number}" for number in range(len(groups))]
         found.items["best_of_n", "gain"] = Items(gains(groups, scored), places)

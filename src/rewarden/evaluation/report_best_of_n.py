@@ -56,6 +56,7 @@ def _widths(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _best_table(models: Results) -> str:
     columns = {
         "n_prompts": "prompts",
+        "rows_left_out": "left out<small>rows of other splits</small>",
         "n_responses": "completions<small>in total</small>",
         "gain": f"gain<small>over a random pick, {page.UP}</small>",
         "regret": f"regret<small>short of the oracle, {page.DOWN}</small>",
