@@ -5,7 +5,7 @@
 
 Every cell (backbone, method, share of flipped labels, seed) is trained once, scored once and kept, so a stopped study goes on
 where it was; deleting a cell's folder runs it again. All data is bundled. The numbers go to docs/studies/reward_models.json,
-the tables to docs/studies/reward_models.tables.md.
+the tables to reward_models.tables.md beside it, the picture to reward_models.svg.
 """
 
 from __future__ import annotations

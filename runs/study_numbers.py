@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import svg_dots
 from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.benchmarks.rm_bench import DIFFICULTIES, difficulties, win_matrix
@@ -35,6 +36,8 @@ MEASURES = {
     "gain": "gold gain, best of 16",
 }
 """What is averaged over items, with the heading of its column. Higher is better, but for the NLL."""
+DRAWN = {"arena": 0.5, "hh-helpful": 0.5, "llmbar": 0.5, "rm-bench": 0.5, "judge-bench": 0.5, "gain": 0.0}
+"""What the picture shows, with the value of a coin or a random pick."""
 REPLICATES = 2000
 
 Strata = list[tuple[Tensor, Tensor]]
@@ -161,10 +164,29 @@ def _shown(found: dict[str, float], *, signed: bool) -> str:
     return f"{found['value']:{form}}{mark} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
+def picture(summary: dict[str, Any]) -> str:
+    """Means with their intervals as SVG: a row for each backbone and method, a colour for each share of flipped labels."""
+    colours = dict(zip(sorted({group["noise"] for group in summary["groups"]}), ("#2563a8", "#d1661f"), strict=False))
+    panels = []
+    for name, chance in DRAWN.items():
+        dots = [
+            svg_dots.Dot(
+                f"{group['backbone']}, {group['method']}",
+                f"{group['noise']:.0%} of labels flipped",
+                **group["mean"][name],
+            )
+            for group in summary["groups"]
+        ]
+        panels.append(svg_dots.Panel(MEASURES[name], dots, chance))
+    names = {f"{noise:.0%} of labels flipped": colour for noise, colour in colours.items()}
+    return svg_dots.figure(panels, names, title="Reward models by method, with and without label noise")
+
+
 def write(folder: Path, found: dict[Key, Rewards], rm_bench_step: int) -> None:
-    """reward_models.json and reward_models.tables.md."""
+    """reward_models.json, .tables.md and .svg."""
     summary = summarise(found, rm_bench_step)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reward_models.json").write_text(json.dumps(summary, indent=1) + "\n")
     (folder / "reward_models.tables.md").write_text(tables(summary))
+    (folder / "reward_models.svg").write_text(picture(summary))
     print(tables(summary))
