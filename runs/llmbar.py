@@ -15,7 +15,8 @@ the bundled training pairs and nothing else:
 Length alone settles little: the rule "the shorter one wins" scores 0.71 on LLMBar, so a model that merely unlearns to like
 length gains there. The table therefore shows how often each model takes the shorter completion.
 
-Cells are trained and scored once and then kept.
+Models are trained and scored once and then kept. Intervals are over seeds and prompts together, an asterisk marks differences
+whose interval leaves out 0.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ import torch
 import tyro
 
 import reward_models as study
+import study_numbers
 from rewarden import train
 from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
+from rewarden.benchmarks.llmbar import SIZES
 from rewarden.data import prompt_key, read_rows
 
 Rows = list[dict[str, Any]]
@@ -44,6 +47,8 @@ class LLMBar:
     """Train Bradley-Terry on changed pairs and score LLMBar."""
 
     output: Path = Path("runs/llmbar")
+    study: Path = Path("runs/reward_models")
+    """Output of runs/reward_models.py, whose Bradley-Terry models without noise are the baseline; made if they are not there."""
     backbone: Literal["tiny", "minilm"] = "tiny"
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -90,38 +95,53 @@ TREATMENTS: dict[str, Callable[[Rows, int], Rows]] = {
 }
 
 
-def cell(args: LLMBar, name: str, seed: int, rows: Rows) -> dict[str, float]:
-    """Accuracy on LLMBar's five sets and on the arena pairs of one model."""
-    folder = args.output / f"{args.backbone}-{name}-seed{seed}"
-    base = study.options(study.Study(output=args.output), study.Cell(args.backbone, "bradley-terry", 0.0, seed))
-    options = dataclasses.replace(base, output=folder)
+def rewards_of(args: LLMBar, name: str, seed: int, rows: Rows) -> study_numbers.Rewards:
+    """Rewards of one model, which is trained unless it is there. The pairs as they are make the other study's own model."""
+    plain = study.Cell(args.backbone, "bradley-terry", 0.0, seed)
+    folder = args.study / plain.name if name == "as-is" else args.output / f"{args.backbone}-{name}-seed{seed}"
+    options = dataclasses.replace(study.options(study.Study(output=args.study), plain), output=folder)
     study.trained(folder, lambda: train(options, rows=TREATMENTS[name](rows, seed)))
-    tests = {key: groups for key, groups in study.test_sets().items() if key in ("llmbar", "arena", "hh-helpful")}
-    rewards = study.score(folder, tests)
-    bench = BENCHMARKS["llmbar"]
-    found = bench.results(bench.load(None), rewards["llmbar"], seed=0)
-    pairs = {key: sum(a > b for a, b in rewards[key]) / len(rewards[key]) for key in ("arena", "hh-helpful")}
-    shorter = [
-        (a > b) == (length(first) < length(second))
-        for (a, b), (_, (first, second)) in zip(rewards["llmbar"], tests["llmbar"], strict=True)
-        if length(first) != length(second)
-    ]
-    return {"llmbar": found["micro"], "takes the shorter": sum(shorter) / len(shorter), **found["domains"], **pairs}
+    wanted = ("llmbar", "arena", "hh-helpful")
+    return study.score(folder, {key: groups for key, groups in study.test_sets().items() if key in wanted})
+
+
+def measures(rewards: study_numbers.Rewards) -> dict[str, study_numbers.Strata]:
+    """Accuracy on LLMBar, on its five sets and on the held-out pairs, and how often the shorter completion of LLMBar wins."""
+    items = BENCHMARKS["llmbar"].load(None)
+    right = torch.tensor([a > b for a, b in rewards["llmbar"]])
+    excess = torch.tensor([length(item.completions[0]) - length(item.completions[1]) for item in items])
+    uneven = excess != 0
+    found = {"LLMBar": alone(right), "takes the shorter": alone((right == (excess < 0))[uneven])}
+    for name in SIZES:
+        found[name] = alone(right[torch.tensor([item.subset == name for item in items])])
+    pairs = study_numbers.strata_of_pairs(rewards)
+    return found | {"Arena": pairs["arena"], "HH helpful": pairs["hh-helpful"]}
+
+
+def alone(values: torch.Tensor) -> study_numbers.Strata:
+    """Items that share no prompt."""
+    return [(values.double(), torch.arange(len(values)))]
 
 
 def main(args: LLMBar) -> None:
-    """Run what is missing, then print means over seeds with their range."""
+    """Run what is missing, then print means over seeds, and what every treatment adds to the pairs as they are."""
     rows = [row for _, row in read_rows(DATA / "train.jsonl.gz")][: study.TRAINING_PAIRS]
-    found = {name: [cell(args, name, seed, rows) for seed in args.seeds] for name in TREATMENTS}
-    (args.output / f"{args.backbone}.json").write_text(json.dumps(found, indent=1) + "\n")
-    columns = list(next(iter(found.values()))[0])
-    print(f"| training pairs | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name, cells in found.items():
-        values = torch.tensor([[one[column] for column in columns] for one in cells])
-        shown = [
-            f"{mean:.3f} ({low:.3f} to {high:.3f})"
-            for mean, low, high in zip(values.mean(0), values.amin(0), values.amax(0), strict=True)
-        ]
+    found = {name: [measures(rewards_of(args, name, seed, rows)) for seed in args.seeds] for name in TREATMENTS}
+    summary = {}
+    for name, seeds in found.items():
+        summary[name] = {column: study_numbers.interval([one[column] for one in seeds]) for column in seeds[0]}
+        if name != "as-is":
+            both = list(zip(seeds, found["as-is"], strict=True))
+            summary[f"{name} - as-is"] = {
+                column: study_numbers.interval([study_numbers.minus(a[column], b[column]) for a, b in both])
+                for column in seeds[0]
+            }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{args.backbone}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    columns = list(summary["as-is"])
+    print(f"| training pairs, {len(args.seeds)} seeds | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, values in summary.items():
+        shown = [study_numbers.shown(values[column], signed=" - " in name) for column in columns]
         print(f"| {name} | {' | '.join(shown)} |")
 
 

@@ -46,15 +46,7 @@ Strata = list[tuple[Tensor, Tensor]]
 
 def strata(rewards: Rewards, rm_bench_step: int) -> dict[str, Strata]:
     """Every measure as values of items, for one cell."""
-    pairs = load_pairs(DATA / "eval.jsonl.gz")
-    arena = [pair for pair in pairs if pair.source.startswith("arena")]
-    helpful = [pair for pair in pairs if not pair.source.startswith("arena")]
-    found: dict[str, Strata] = {}
-    for name, those in (("arena", arena), ("hh-helpful", helpful)):
-        found[name] = [(_gaps(rewards[name]).gt(0).double(), cluster_ids([pair_key(pair) for pair in those]))]
-    gaps = torch.cat([_gaps(rewards["arena"]), _gaps(rewards["hh-helpful"])])
-    keys = cluster_ids([pair_key(pair) for pair in arena + helpful])
-    found["nll"] = [(-functional.logsigmoid(gaps), keys)]
+    found = strata_of_pairs(rewards)
     for name in ("llmbar", "judge-bench"):
         values = torch.tensor([group[0] > group[1] for group in rewards[name]]).double()
         found[name] = [(values, torch.arange(len(values)))]
@@ -68,6 +60,19 @@ def strata(rewards: Rewards, rm_bench_step: int) -> dict[str, Strata]:
         gains.append(curve[1] - curve[0])
     found["gain"] = [(torch.stack(gains), torch.arange(len(gains)))]
     return found
+
+
+def strata_of_pairs(rewards: Rewards) -> dict[str, Strata]:
+    """Accuracy on the held-out pairs of both kinds, and the NLL of all."""
+    pairs = load_pairs(DATA / "eval.jsonl.gz")
+    arena = [pair for pair in pairs if pair.source.startswith("arena")]
+    helpful = [pair for pair in pairs if not pair.source.startswith("arena")]
+    found: dict[str, Strata] = {}
+    for name, those in (("arena", arena), ("hh-helpful", helpful)):
+        found[name] = [(_gaps(rewards[name]).gt(0).double(), cluster_ids([pair_key(pair) for pair in those]))]
+    gaps = torch.cat([_gaps(rewards["arena"]), _gaps(rewards["hh-helpful"])])
+    keys = cluster_ids([pair_key(pair) for pair in arena + helpful])
+    return found | {"nll": [(-functional.logsigmoid(gaps), keys)]}
 
 
 def _rm_bench(rewards: list[list[float]], step: int) -> dict[str, Strata]:
@@ -153,12 +158,13 @@ def tables(summary: dict[str, Any]) -> str:
         text += "|---|" + "---:|" * len(MEASURES) + "\n"
         for group in rows:
             name = f"{group['backbone']}, {group['method']}, {group['noise']:.0%}, {len(group['seeds'])}"
-            text += f"| {name} | {' | '.join(_shown(group[part][m], signed=part != 'mean') for m in MEASURES)} |\n"
+            text += f"| {name} | {' | '.join(shown(group[part][m], signed=part != 'mean') for m in MEASURES)} |\n"
         text += "\n"
     return text
 
 
-def _shown(found: dict[str, float], *, signed: bool) -> str:
+def shown(found: dict[str, float], *, signed: bool) -> str:
+    """A value with its interval; signed ones get an asterisk where the interval leaves out 0."""
     form = "+.3f" if signed else ".3f"
     mark = "\\*" if signed and (found["low"] > 0 or found["high"] < 0) else ""
     return f"{found['value']:{form}}{mark} [{found['low']:{form}}, {found['high']:{form}}]"

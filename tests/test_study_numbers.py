@@ -113,9 +113,9 @@ def test_tables_mark_what_leaves_out_zero(summary: dict) -> None:
     assert text.count("### ") == 3
     [line] = [line for line in text.splitlines() if line.startswith("| tiny, centered, 0%, 2 | +")]
     assert "\\*" in line.split("|")[2]
-    assert numbers._shown({"value": 0.1, "low": 0.05, "high": 0.2}, signed=True) == "+0.100\\* [+0.050, +0.200]"
-    assert numbers._shown({"value": 0.1, "low": -0.05, "high": 0.2}, signed=True) == "+0.100 [-0.050, +0.200]"
-    assert numbers._shown({"value": 0.6, "low": 0.55, "high": 0.65}, signed=False) == "0.600 [0.550, 0.650]"
+    assert numbers.shown({"value": 0.1, "low": 0.05, "high": 0.2}, signed=True) == "+0.100\\* [+0.050, +0.200]"
+    assert numbers.shown({"value": 0.1, "low": -0.05, "high": 0.2}, signed=True) == "+0.100 [-0.050, +0.200]"
+    assert numbers.shown({"value": 0.6, "low": 0.55, "high": 0.65}, signed=False) == "0.600 [0.550, 0.650]"
 
 
 def test_the_picture_has_a_dot_for_every_mean(summary: dict) -> None:
