@@ -74,12 +74,14 @@ METHODS: dict[str, Method] = {
     "length-disentangled": LengthDisentangled(),
 }
 COMBINED = ("ensemble-of-3", "warm-of-3")
+MEMBERS = ("member-0", "member-1", "member-2")
+"""What is combined, one by one: tells what combining adds from what the members bring."""
 ON_MINILM = ("bradley-terry", "info-bottleneck", "bayesian-ensemble")
 
 
 def cells(backbone: str) -> Iterator[Cell]:
     """Every cell of a backbone: one seed of everything before the next seed."""
-    methods = (*METHODS, *COMBINED) if backbone == "tiny" else ON_MINILM
+    methods = (*METHODS, *COMBINED, *MEMBERS) if backbone == "tiny" else ON_MINILM
     for seed in SEEDS:
         for noise in NOISE:
             yield from (Cell(backbone, method, noise, seed) for method in methods)
@@ -131,6 +133,8 @@ def train_cell(args: Study, cell: Cell, rows: list[dict]) -> list[Path]:
             return found
         average = Merge(models=tuple(found), output=args.output / cell.name)
         return [trained(args.output / cell.name, lambda: merge(average))]
+    if cell.method in MEMBERS:
+        return [members(args, cell, rows)[MEMBERS.index(cell.method)]]
     if start.method.needs_teacher:
         first = dataclasses.replace(cell, method="bradley-terry")
         start = dataclasses.replace(start, stage_one=train_cell(args, first, rows)[0])
@@ -147,8 +151,8 @@ def members(args: Study, cell: Cell, rows: list[dict]) -> list[Path]:
     trained(probe.output, lambda: train(probe, rows=rows))
     rate = 0.08 / json.loads((probe.output / "config.json").read_text())["backbone"]["hidden_size"]
     found = []
-    for number, factor in enumerate(MEMBER_RATES):
-        start = options(args, dataclasses.replace(cell, method=f"member-{number}"))
+    for number, (name, factor) in enumerate(zip(MEMBERS, MEMBER_RATES, strict=True)):
+        start = options(args, dataclasses.replace(cell, method=name))
         # The same pairs are flipped in every member: label noise is a property of the data.
         start = dataclasses.replace(
             start, model=str(probe.output), keep_head=True, lr=rate * factor, seed=cell.seed + 100 * (number + 1),
@@ -216,7 +220,7 @@ def main(args: Study) -> None:
         for cell in cells(backbone):
             folders = [args.output / cell.name]
             if cell.method == "ensemble-of-3":
-                folders = [args.output / dataclasses.replace(cell, method=f"member-{n}").name for n in range(3)]
+                folders = [args.output / dataclasses.replace(cell, method=name).name for name in MEMBERS]
             if all((folder / "rewards.json").exists() for folder in folders):
                 found[cell] = mean_rewards([score(folder, tests) for folder in folders])
     study_numbers.write(
