@@ -22,7 +22,6 @@ whose interval leaves out 0.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.benchmarks.llmbar import SIZES
 from rewarden.data import prompt_key, read_rows
+from rewarden.files import write_json
 
 Rows = list[dict[str, Any]]
 
@@ -136,8 +136,7 @@ def main(args: LLMBar) -> None:
                 column: study_numbers.interval([study_numbers.minus(a[column], b[column]) for a, b in both])
                 for column in seeds[0]
             }
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{args.backbone}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(args.output / f"{args.backbone}.json", summary)
     columns = list(summary["as-is"])
     print(f"| training pairs, {len(args.seeds)} seeds | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, values in summary.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from scipy import stats
 
 import svg_lines
+from rewarden.files import write_text
 from rewarden.lab.bundled import held_out
 from rewarden.lab.damage import damaged
 from rewarden.lab.gold import TERMS, Quality, admission
@@ -241,17 +241,13 @@ def _band(curves: list[list[float]]) -> dict[str, list[float]]:
 def write(folder: Path, found: dict[Key, Steps], judge: Quality) -> None:
     """over_optimisation.json, .tables.md and .svg, each replaced as a whole."""
     summary = summarise(found) | {"scale": scale(judge)}
-    folder.mkdir(parents=True, exist_ok=True)
     text = tables(summary)
     for suffix, content in (
         (".json", json.dumps(_plain(summary), indent=1, allow_nan=False) + "\n"),
         (".tables.md", text),
         (".svg", picture(found)),
     ):
-        path = folder / f"over_optimisation{suffix}"
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text(content, encoding="utf-8")
-        os.replace(aside, path)
+        write_text(folder / f"over_optimisation{suffix}", content)
     print(text)
 
 

@@ -26,6 +26,7 @@ from rewarden.benchmarks import BENCHMARKS
 from rewarden.commands.merge import Merge, merge
 from rewarden.core import Method
 from rewarden.data import load_gold, load_pairs, read_rows
+from rewarden.files import write_text
 from rewarden.hf.tokens import Limits
 from rewarden.methods import BayesianEnsembleNLL, BradleyTerry, InfoBottleneck, LengthDisentangled
 
@@ -189,9 +190,7 @@ def score(folder: Path, tests: dict[str, list[tuple[Any, Any]]]) -> dict[str, li
             prompts, completions = zip(*tests[name], strict=True)
             scores = scorer(prompts, completions)
             found[name] = [[one.reward for one in group] for group in scores]
-        aside = kept.with_suffix(".part")
-        aside.write_text(json.dumps(found))
-        aside.replace(kept)
+        write_text(kept, json.dumps(found))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rewarden.benchmarks.rm_bench import DIFFICULTIES, difficulties, win_matrix
 from rewarden.data import load_gold, load_pairs, pair_key
 from rewarden.evaluation import metrics
 from rewarden.evaluation.bootstrap import cluster_ids, resample_sums
+from rewarden.files import write_json, write_text
 from rewarden.overoptimization import best_of_n_curve
 
 Rewards = dict[str, list[list[float]]]
@@ -38,6 +38,8 @@ MEASURES = {
 """What is averaged over items, with the heading of its column. Higher is better, but for the NLL."""
 DRAWN = {"arena": 0.5, "hh-helpful": 0.5, "llmbar": 0.5, "rm-bench": 0.5, "judge-bench": 0.5, "gain": 0.0}
 """What the picture shows, with the value of a coin or a random pick."""
+COLOURS = {0.0: "#2563a8", 0.25: "#d1661f"}
+"""In the picture, by share of flipped labels."""
 REPLICATES = 2000
 
 Strata = list[tuple[Tensor, Tensor]]
@@ -172,27 +174,25 @@ def shown(found: dict[str, float], *, signed: bool) -> str:
 
 def picture(summary: dict[str, Any]) -> str:
     """Means with their intervals as SVG: a row for each backbone and method, a colour for each share of flipped labels."""
-    colours = dict(zip(sorted({group["noise"] for group in summary["groups"]}), ("#2563a8", "#d1661f"), strict=False))
     panels = []
     for name, chance in DRAWN.items():
         dots = [
-            svg_dots.Dot(
-                f"{group['backbone']}, {group['method']}",
-                f"{group['noise']:.0%} of labels flipped",
-                **group["mean"][name],
-            )
+            svg_dots.Dot(f"{group['backbone']}, {group['method']}", _flipped(group["noise"]), **group["mean"][name])
             for group in summary["groups"]
         ]
         panels.append(svg_dots.Panel(MEASURES[name], dots, chance))
-    names = {f"{noise:.0%} of labels flipped": colour for noise, colour in colours.items()}
-    return svg_dots.figure(panels, names, title="Reward models by method, with and without label noise")
+    colours = {_flipped(noise): colour for noise, colour in COLOURS.items()}
+    return svg_dots.figure(panels, colours, title="Reward models by method, with and without label noise")
+
+
+def _flipped(noise: float) -> str:
+    return f"{noise:.0%} of labels flipped"
 
 
 def write(folder: Path, found: dict[Key, Rewards], rm_bench_step: int) -> None:
-    """reward_models.json, .tables.md and .svg."""
+    """reward_models.json, .tables.md and .svg, each replaced as a whole."""
     summary = summarise(found, rm_bench_step)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "reward_models.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (folder / "reward_models.tables.md").write_text(tables(summary))
-    (folder / "reward_models.svg").write_text(picture(summary))
+    write_json(folder / "reward_models.json", summary)
+    write_text(folder / "reward_models.tables.md", tables(summary))
+    write_text(folder / "reward_models.svg", picture(summary))
     print(tables(summary))

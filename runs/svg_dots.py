@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import NamedTuple
 
-from svg_lines import ticks
+from svg_lines import document, ticks
 
 NAMES, WIDTH, RIGHT, TOP, BOTTOM = 180, 170, 16, 34, 30
 ROW, LEGEND = 24, 24
@@ -43,12 +43,7 @@ def figure(panels: list[Panel], colours: dict[str, str], *, title: str) -> str:
     rows = list(dict.fromkeys(dot.row for dot in panels[0].dots))
     bottom = TOP + ROW * len(rows)
     width, height = NAMES + WIDTH * len(panels), bottom + BOTTOM + LEGEND
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" font-family="sans-serif" font-size="11" fill="#222">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
+    parts = []
     for place, name in enumerate(rows):
         middle = TOP + ROW * (place + 0.5)
         parts.append(f'<text x="{NAMES - 10}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>')
@@ -64,7 +59,7 @@ def figure(panels: list[Panel], colours: dict[str, str], *, title: str) -> str:
         parts.append(
             f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/><text x="{x + 10}" y="{y + 4}">{escape(name)}</text>'
         )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return document(width, height, title, parts)
 
 
 def _panel(panel: Panel, rows: list[str], colours: dict[str, str], bottom: int) -> list[str]:

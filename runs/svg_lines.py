@@ -47,12 +47,7 @@ def figure(panels: list[Panel], *, title: str) -> str:
     columns = 4
     height = HEIGHT + LEGEND_ROW * -(-len(entries) // columns) + 8
     width = WIDTH * len(panels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" font-family="sans-serif" font-size="11" fill="#222">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
+    parts = []
     for place, panel in enumerate(panels):
         parts += [f'<g transform="translate({place * WIDTH} 0)">', *_panel(panel), "</g>"]
     for place, line in enumerate(entries.values()):
@@ -60,7 +55,18 @@ def figure(panels: list[Panel], *, title: str) -> str:
         y = HEIGHT + LEGEND_ROW * (place // columns) + 8
         parts.append(_path([x, x + 22], [y, y], line))
         parts.append(f'<text x="{x + 28:.1f}" y="{y + 4}">{escape(line.name)}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return document(width, height, title, parts)
+
+
+def document(width: int, height: int, title: str, parts: list[str]) -> str:
+    """A whole SVG document of these elements, on white."""
+    opening = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" font-family="sans-serif" font-size="11" fill="#222">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    return "\n".join([*opening, *parts, "</svg>"]) + "\n"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
