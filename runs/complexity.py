@@ -26,6 +26,7 @@ from plotly.subplots import make_subplots
 from rewarden import InfoBottleneck, Scorer, Train, train
 from rewarden.assets import DATA
 from rewarden.data import Pair, load_pairs, prompt_key, read_rows
+from rewarden.files import write_json, write_text
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.evaluate import evaluate_on_pairs
 from rewarden.hf.tokens import tokenise
@@ -65,13 +66,14 @@ def cell(
             max_length=args.max_length,
             max_completion_length=args.max_completion_length,
             seed=args.seed,
-            overwrite=True,
+            resume=True,
         )
-        train(options, rows=rows)
+        if not (folder / "config.json").exists():
+            train(options, rows=rows)
         scorer = Scorer.load(folder)
         accuracy, outside = (evaluate_on_pairs(scorer, pairs)[0]["accuracy"] for pairs in (held, ood))
         found = {"latent_size": latent_size, "kl_weight": kl_weight, "accuracy": accuracy, "ood": outside}
-        result.write_text(json.dumps(found | {"kl": kept_nats(scorer, held)}))
+        write_json(result, found | {"kl": kept_nats(scorer, held)})
     return json.loads(result.read_text())
 
 
@@ -144,9 +146,9 @@ def main(args: Complexity) -> None:
     settings = [(size, weight) for size in args.latent_sizes for weight in args.kl_weights]
     cells = [cell(args, size, weight, rows, held, ood) for size, weight in settings]
     choice = recommended(cells)
-    (args.output / "complexity.json").write_text(json.dumps({"cells": cells, "recommended": choice}, indent=1) + "\n")
-    (args.output / "complexity.md").write_text(table(cells, choice))
-    picture(cells, choice).write_html(args.output / "complexity.html", include_plotlyjs=True)
+    write_json(args.output / "complexity.json", {"cells": cells, "recommended": choice})
+    write_text(args.output / "complexity.md", table(cells, choice))
+    write_text(args.output / "complexity.html", picture(cells, choice).to_html(include_plotlyjs=True))
     print(table(cells, choice))
     print(f"recommended: latent_size {choice['latent_size']}, kl_weight {choice['kl_weight']}")
 

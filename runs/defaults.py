@@ -19,6 +19,7 @@ from rewarden import BradleyTerry, InfoBottleneck, Scorer, Train, train
 from rewarden.assets import DATA
 from rewarden.core import Method
 from rewarden.data import load_pairs, prompt_key, read_rows
+from rewarden.files import write_json
 from rewarden.hf.evaluate import evaluate_on_pairs
 
 
@@ -53,7 +54,7 @@ def cell(args: Defaults, name: str, method: Method, lr: float | None, rows: list
         record = train(options, rows=rows)
         found, _ = evaluate_on_pairs(Scorer.load(folder), load_pairs(held))
         last = record["history"]["training"][-1]
-        result.write_text(json.dumps(found | {"latent_kl": last.get("latent_kl"), "seconds": record["seconds"]}))
+        write_json(result, found | {"latent_kl": last.get("latent_kl"), "seconds": record["seconds"]})
     return json.loads(result.read_text())
 
 

@@ -12,7 +12,7 @@ the bundled training pairs and nothing else:
                long: neither style nor length can win there, only relevance;
 * both         balanced and mismatched.
 
-Length alone settles little: the rule "the shorter one wins" scores 0.71 on LLMBar, so a model that merely unlearns to like
+Length alone settles little: the rule "the shorter one wins" scores 0.73 on LLMBar, so a model that merely unlearns to like
 length gains there. The table therefore shows how often each model takes the shorter completion.
 
 Models are trained and scored once and then kept. Intervals are over seeds and prompts together, an asterisk marks differences
