@@ -16,7 +16,7 @@ Length alone settles little: the rule "the shorter one wins" scores 0.73 on LLMB
 length gains there. The table therefore shows how often each model takes the shorter completion.
 
 Models are trained and scored once and then kept. Intervals are over seeds and prompts together, an asterisk marks differences
-whose interval leaves out 0.
+whose interval leaves out 0. The numbers go to tiny.json or minilm.json in the output folder.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from rewarden.data import prompt_key, read_rows
 from rewarden.files import write_json
 
 Rows = list[dict[str, Any]]
+Treatment = Literal["balanced", "mismatched", "both"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,10 @@ class LLMBar:
     study: Path = Path("runs/reward_models")
     """Output of runs/reward_models.py, whose Bradley-Terry models without noise are the baseline; made if they are not there."""
     backbone: Literal["tiny", "minilm"] = "tiny"
+    treatments: tuple[Treatment, ...] = ("balanced", "mismatched", "both")
+    """What is compared with the pairs as they are."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """With a single one, intervals are over prompts alone."""
 
 
 def length(completion: Any) -> int:
@@ -126,7 +130,8 @@ def alone(values: torch.Tensor) -> study_numbers.Strata:
 def main(args: LLMBar) -> None:
     """Run what is missing, then print means over seeds, and what every treatment adds to the pairs as they are."""
     rows = [row for _, row in read_rows(DATA / "train.jsonl.gz")][: study.TRAINING_PAIRS]
-    found = {name: [measures(rewards_of(args, name, seed, rows)) for seed in args.seeds] for name in TREATMENTS}
+    names = ("as-is", *args.treatments)
+    found = {name: [measures(rewards_of(args, name, seed, rows)) for seed in args.seeds] for name in names}
     summary = {}
     for name, seeds in found.items():
         summary[name] = {column: study_numbers.interval([one[column] for one in seeds]) for column in seeds[0]}

@@ -119,7 +119,10 @@ def minus(left: Strata, right: Strata) -> Strata:
 
 
 def summarise(found: dict[Key, Rewards], rm_bench_step: int) -> dict[str, Any]:
-    """Numbers of every cell; and for every backbone, method and noise the means over seeds, and differences by seed."""
+    """Numbers of every cell; and for every backbone, method and noise the means over seeds, and differences by seed.
+
+    Cells also have the expected calibration error and the mean absolute gap of both kinds of held-out pairs, in reward units.
+    """
     measured = {key: strata(rewards, rm_bench_step) for key, rewards in found.items()}
     cells = {}
     for key, parts in measured.items():
@@ -127,7 +130,7 @@ def summarise(found: dict[Key, Rewards], rm_bench_step: int) -> dict[str, Any]:
         backbone, method, noise, seed = key
         cells[f"{backbone}-{method}-noise{round(100 * noise)}-seed{seed}"] = {
             name: value(measure) for name, measure in parts.items()
-        } | {"ece": metrics.expected_calibration_error(gaps)}
+        } | {"ece": metrics.expected_calibration_error(gaps), "mean_absolute_gap": float(gaps.abs().mean())}
     groups: list[dict[str, Any]] = []
     for backbone, method, noise in dict.fromkeys(key[:3] for key in measured):
         seeds = [key[3] for key in measured if key[:3] == (backbone, method, noise)]

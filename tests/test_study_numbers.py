@@ -106,6 +106,10 @@ def test_groups_are_compared_with_bradley_terry_and_with_their_own_clean_labels(
     means = [groups[name, 0.0]["mean"]["arena"]["value"] for name in ("centered", "bradley-terry")]
     assert both["value"] == pytest.approx(means[0] - means[1]) and both["low"] > 0.1
     assert len(summary["cells"]) == 6
+    rewards = made_up(1, 2.0)
+    gaps = [abs(a - b) for kind in ("arena", "hh-helpful") for a, b in rewards[kind]]
+    found = summary["cells"]["tiny-centered-noise0-seed1"]["mean_absolute_gap"]
+    assert found == pytest.approx(sum(gaps) / len(gaps))
 
 
 def test_tables_mark_what_leaves_out_zero(summary: dict) -> None:
