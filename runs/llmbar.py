@@ -143,7 +143,7 @@ def main(args: LLMBar) -> None:
             }
     write_json(args.output / f"{args.backbone}.json", summary)
     columns = list(summary["as-is"])
-    print(f"| training pairs, {len(args.seeds)} seeds | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    print(f"| training pairs, seeds {', '.join(map(str, args.seeds))} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, values in summary.items():
         shown = [study_numbers.shown(values[column], signed=" - " in name) for column in columns]
         print(f"| {name} | {' | '.join(shown)} |")
