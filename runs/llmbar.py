@@ -133,17 +133,18 @@ def main(args: LLMBar) -> None:
     names = ("as-is", *args.treatments)
     found = {name: [measures(rewards_of(args, name, seed, rows)) for seed in args.seeds] for name in names}
     summary = {}
-    for name, seeds in found.items():
-        summary[name] = {column: study_numbers.interval([one[column] for one in seeds]) for column in seeds[0]}
+    for name, own in found.items():
+        summary[name] = {column: study_numbers.interval([one[column] for one in own]) for column in own[0]}
         if name != "as-is":
-            both = list(zip(seeds, found["as-is"], strict=True))
+            both = list(zip(own, found["as-is"], strict=True))
             summary[f"{name} - as-is"] = {
                 column: study_numbers.interval([study_numbers.minus(a[column], b[column]) for a, b in both])
-                for column in seeds[0]
+                for column in own[0]
             }
     write_json(args.output / f"{args.backbone}.json", summary)
     columns = list(summary["as-is"])
-    print(f"| training pairs, seeds {', '.join(map(str, args.seeds))} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    seeds = ", ".join(map(str, args.seeds))
+    print(f"| training pairs, seeds {seeds} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, values in summary.items():
         shown = [study_numbers.shown(values[column], signed=" - " in name) for column in columns]
         print(f"| {name} | {' | '.join(shown)} |")
