@@ -436,7 +436,7 @@ def test_a_reward_that_fails_in_one_of_two_processes(policy, prompts, share, tmp
                     "    return good(prompts, completions)\n")  # fmt: skip
     words = f"--policy {policy} --prompts {prompts} --output {tmp_path / 'run'} --reward {share} {FEW} --whiten"
     code, first, second = run_in_two(f"align {words}", timeout=120)
-    assert code == 2
+    assert code == 2, f"{first}\n{second}"
     assert "step 3: process 2 of 2: reward function " in first
     assert "step 3: reward function " in second
     assert "it returned 0 rewards, expected 4" in first
