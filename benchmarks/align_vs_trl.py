@@ -42,17 +42,17 @@ from transformers import (
 )
 
 from rewarden.align import logs
-from rewarden.align.judges import Judges
+from rewarden.align.loop import Run
+from rewarden.align.rewards.judges import Judges
 from rewarden.align.rollouts import Writer
-from rewarden.align.run import Run
 from rewarden.align.update import Passes, Table, Targets, Updater
-from rewarden.align.watch import Watch
 from rewarden.assets import DATA, resolve
-from rewarden.commands import align_setup
-from rewarden.commands.align import Align
+from rewarden.commands.build import align_run
+from rewarden.commands.options.align import Align
 from rewarden.data import load_gold
-from rewarden.hf.backbone import load_tokenizer
+from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.tokens import TokenGroup
+from rewarden.monitors.monitor_set import Watch
 
 SETTINGS: dict[str, tuple[str, dict[str, bool]]] = {
     "": ("bf16", {}),
@@ -196,7 +196,7 @@ def ours(args: AlignVsTrl, precision: str, folder: Path, rows: Sequence[dict[str
         max_new_tokens=args.new_tokens, raw=True, precision=precision, lr=args.lr,
         steps=args.repeats + 2, save_every=10**9, report_every=10**9, seed=args.seed,
     )  # fmt: skip
-    run, _ = align_setup.build(options, reward=reward, gold=None, prompts=list(rows))
+    run, _ = align_run.build(options, reward=reward, gold=None, prompts=list(rows))
     return run
 
 

@@ -27,12 +27,13 @@ import tyro
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from rewarden.assets import DATA, model_path
-from rewarden.data import Pair, load_pairs, read_rows
-from rewarden.hf import fit
-from rewarden.hf.backbone import build_model, load_tokenizer
-from rewarden.hf.pairs import PairDataset, training_pairs
+from rewarden.data import Pair, load_pairs
+from rewarden.files import read_rows
+from rewarden.hf.model.backbone import build_model, load_tokenizer
 from rewarden.hf.tokens import Limits
-from rewarden.hf.trainer import RewardTrainer
+from rewarden.hf.training import fit
+from rewarden.hf.training.pairs import PairDataset, training_pairs
+from rewarden.hf.training.trainer import RewardTrainer
 from rewarden.methods.bradley_terry import BradleyTerry
 
 

@@ -23,13 +23,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from rewarden.align.feedback import FeedbackReward
-from rewarden.align.retraining import RewardedGroup, retrain
+from rewarden.align.r2m.feedback import FeedbackReward
+from rewarden.align.r2m.retraining import RewardedGroup, retrain
 from rewarden.assets import DATA
 from rewarden.data import load_gold
-from rewarden.hf.backbone import build_model, load_tokenizer
 from rewarden.hf.batches import make_batch
-from rewarden.hf.model import RewardModel
+from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits, tokenise
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.policy_feedback import PolicyFeedback, PolicyStates, SequenceToTokenAttention

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from rewarden.assets import DATA, resolve
 from rewarden.data import load_gold
-from rewarden.hf.backbone import load_tokenizer
-from rewarden.hf.sampler import Sampling, can_share, row_uniforms, sample
+from rewarden.hf.generation.passes import can_share
+from rewarden.hf.generation.sampler import sample
+from rewarden.hf.generation.token_choice import Sampling, row_uniforms
+from rewarden.hf.model.backbone import load_tokenizer
 
 
 @dataclass(frozen=True)

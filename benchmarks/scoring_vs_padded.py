@@ -24,11 +24,11 @@ import tyro
 
 from rewarden.assets import DATA
 from rewarden.data import load_gold
-from rewarden.hf import fit
-from rewarden.hf.backbone import build_model, load_tokenizer
 from rewarden.hf.batches import num_tokens
-from rewarden.hf.scoring import Scorer
+from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.scoring.scorer import Scorer
 from rewarden.hf.tokens import Limits, tokenise
+from rewarden.hf.training import fit
 from rewarden.methods.bradley_terry import BradleyTerry
 
 

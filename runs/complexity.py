@@ -25,10 +25,10 @@ from plotly.subplots import make_subplots
 
 from rewarden import InfoBottleneck, Scorer, Train, train
 from rewarden.assets import DATA
-from rewarden.data import Pair, load_pairs, prompt_key, read_rows
-from rewarden.files import write_json, write_text
+from rewarden.data import Pair, load_pairs, prompt_key
+from rewarden.files import read_rows, write_json, write_text
 from rewarden.hf.batches import by_token_budget
-from rewarden.hf.evaluate import evaluate_on_pairs
+from rewarden.hf.scoring.evaluate import evaluate_on_pairs
 from rewarden.hf.tokens import tokenise
 from rewarden.losses import gaussian_kl
 

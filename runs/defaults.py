@@ -18,9 +18,9 @@ import tyro
 from rewarden import BradleyTerry, InfoBottleneck, Scorer, Train, train
 from rewarden.assets import DATA
 from rewarden.core import Method
-from rewarden.data import load_pairs, prompt_key, read_rows
-from rewarden.files import write_json
-from rewarden.hf.evaluate import evaluate_on_pairs
+from rewarden.data import load_pairs, prompt_key
+from rewarden.files import read_rows, write_json
+from rewarden.hf.scoring.evaluate import evaluate_on_pairs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,12 @@ from statistics import mean, stdev
 import tyro
 
 from over_optimisation import alone
-from rewarden.align.algorithms import ALGORITHMS
 from rewarden.assets import DATA
-from rewarden.commands.align import Align, align
-from rewarden.evaluation.align_report_compare import compare_runs_report
+from rewarden.commands.align import align
+from rewarden.commands.options.align import Align
 from rewarden.files import write_text
+from rewarden.report.run.compare import compare_runs_report
+from rewarden.rl.algorithms import ALGORITHMS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,8 @@ from rewarden import train
 from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.benchmarks.llmbar import SIZES
-from rewarden.data import prompt_key, read_rows
-from rewarden.files import write_json
+from rewarden.data import prompt_key
+from rewarden.files import read_rows, write_json
 
 Rows = list[dict[str, Any]]
 Treatment = Literal["balanced", "mismatched", "both"]

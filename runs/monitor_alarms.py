@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rewarden.monitors import ClusterSeparation, MahalanobisOutliers, Monitor, Rollout
+from rewarden.monitors.cluster_separation import ClusterSeparation
+from rewarden.monitors.mahalanobis import MahalanobisOutliers
+from rewarden.monitors.monitor import Monitor, Rollout
 
 PROMPTS, EACH, WIDTH = 8, 8, 32
 SPECTRUM = torch.logspace(0, -2, WIDTH)

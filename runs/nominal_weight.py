@@ -19,7 +19,8 @@ import tyro
 
 import over_optimisation
 from rewarden.assets import DATA
-from rewarden.commands.align import Align, align
+from rewarden.commands.align import align
+from rewarden.commands.options.align import Align
 from rewarden.files import write_json, write_text
 from rewarden.lab.bundled import quality
 

@@ -25,10 +25,13 @@ from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.commands.merge import Merge, merge
 from rewarden.core import Method
-from rewarden.data import load_gold, load_pairs, read_rows
-from rewarden.files import write_text
+from rewarden.data import load_gold, load_pairs
+from rewarden.files import read_rows, write_text
 from rewarden.hf.tokens import Limits
-from rewarden.methods import BayesianEnsembleNLL, BradleyTerry, InfoBottleneck, LengthDisentangled
+from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.methods.length_disentangled import LengthDisentangled
 
 NOISE = (0.0, 0.25)
 SEEDS = (0, 1, 2)

@@ -21,9 +21,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rewarden.benchmarks import BENCHMARKS, Item
+from rewarden.benchmarks import BENCHMARKS
+from rewarden.benchmarks.benchmark import Item
 from rewarden.endogenous import GAMMA, response_scores
-from rewarden.hf.endogenous import EndogenousScorer, TokenRewards
+from rewarden.hf.scoring.endogenous import EndogenousScorer, TokenRewards
 
 PUBLISHED = {
     # Per cent, as printed: chat, math, code, safety, easy, normal, hard, average.

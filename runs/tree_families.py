@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from rewarden.hf import attention, families
+from rewarden.hf.attention import families, segments
 from rewarden.tree.layout import lay_out
 
 SECONDS = 25  # for a family; some build large parts whatever the configuration says
@@ -105,7 +105,7 @@ def differences(model: PreTrainedModel) -> list[float]:
     families.switch_off_dropout(model)
     row = lay_out(groups())
     ids, positions = torch.tensor([row.tokens]), torch.tensor([row.positions])
-    model.set_attn_implementation(attention.IMPLEMENTATION)
+    model.set_attn_implementation(segments.IMPLEMENTATION)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions, "tree": row.forest}
     tree = measure(model, model(**given, use_cache=False).last_hidden_state[0, row.forest.ends()])
     sequences = [torch.tensor(sequence) for group in groups() for sequence in group]

@@ -154,7 +154,7 @@ def test_messages_are_printed_once_however_often_main_was_called(
     monkeypatch.setattr(logger, "level", logging.NOTSET)
     _quiet()
     _quiet()
-    logging.getLogger("rewarden.hf.fit").info("epoch 1")
+    logging.getLogger("rewarden.hf.training.fit").info("epoch 1")
     assert capsys.readouterr().err == "rewarden: epoch 1\n"
 
 

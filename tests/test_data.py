@@ -7,18 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rewarden.data import (
-    DataError,
-    Pair,
-    content_hash,
-    load_candidates,
-    load_gold,
-    load_pairs,
-    pair_key,
-    prompt_key,
-    read_rows,
-    shared_prompts,
-)
+from rewarden.data import Pair, load_candidates, load_gold, load_pairs, pair_key, prompt_key, shared_prompts
+from rewarden.files import DataError, content_hash, read_rows
 
 
 def user(content: str) -> dict:

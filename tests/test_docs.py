@@ -120,8 +120,8 @@ def is_typing_block(node: ast.AST) -> bool:
 
 def test_imports_point_from_commands_to_hugging_face_to_maths() -> None:
     layer = {module: number for number, modules in enumerate(tables()) for module in modules}
-    assert layer["core.py"] < layer["hf/model.py"] < layer["commands/train.py"]
-    assert "hf/scoring.py" in imported("hf/fit.py")
+    assert layer["core.py"] < layer["hf/model/reward_model.py"] < layer["commands/train.py"]
+    assert "hf/scoring/scorer.py" in imported("hf/training/fit.py")
     wrong = {m: [other for other in imported(m) if layer[other] > layer[m]] for m in layer}
     assert {module: others for module, others in wrong.items() if others} == {}
 

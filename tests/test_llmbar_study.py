@@ -11,7 +11,8 @@ import llmbar as study
 import study_numbers
 from rewarden.assets import DATA
 from rewarden.benchmarks import BENCHMARKS
-from rewarden.data import prompt_key, read_rows
+from rewarden.data import prompt_key
+from rewarden.files import read_rows
 
 
 def row(number: int, chosen: int, rejected: int) -> dict:

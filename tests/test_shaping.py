@@ -9,7 +9,11 @@ from scipy.spatial import distance
 from torch import Tensor
 
 from rewarden.core import RewardOutput
-from rewarden.methods import BayesianEnsemble, BradleyTerry, Centered, Ensemble, InfoBottleneck
+from rewarden.methods.bayesian_ensemble import BayesianEnsemble
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.monitors.mahalanobis import LatentReference, fit_reference, mahalanobis
 from rewarden.shaping import Shaping, latent_penalised, latent_penalties, lcb, mean, mix, nominal, uwo, worst
 

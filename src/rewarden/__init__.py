@@ -31,13 +31,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rewarden.commands.align import Align
     from rewarden.commands.evaluate import Evaluate, evaluate
-    from rewarden.commands.train import Train, train
-    from rewarden.hf.endogenous import EndogenousScorer
-    from rewarden.hf.model import RewardModel
-    from rewarden.hf.scorer_ensemble import ScorerEnsemble
-    from rewarden.hf.scoring import Scorer
+    from rewarden.commands.options.align import Align
+    from rewarden.commands.options.train import Train
+    from rewarden.commands.train import train
+    from rewarden.hf.model.reward_model import RewardModel
+    from rewarden.hf.scoring.endogenous import EndogenousScorer
+    from rewarden.hf.scoring.ensemble import ScorerEnsemble
+    from rewarden.hf.scoring.scorer import Scorer
     from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
     from rewarden.methods.bradley_terry import BradleyTerry
     from rewarden.methods.centered import Centered
@@ -48,22 +49,22 @@ if TYPE_CHECKING:
     from rewarden.methods.smoothed import Smoothed
 
 _HOME = {
-    "Align": "rewarden.commands.align",
+    "Align": "rewarden.commands.options.align",
     "BayesianEnsemble": "rewarden.methods.bayesian_ensemble",
     "BayesianEnsembleNLL": "rewarden.methods.bayesian_ensemble",
     "BradleyTerry": "rewarden.methods.bradley_terry",
     "Centered": "rewarden.methods.centered",
-    "EndogenousScorer": "rewarden.hf.endogenous",
+    "EndogenousScorer": "rewarden.hf.scoring.endogenous",
     "Ensemble": "rewarden.methods.ensemble",
     "Evaluate": "rewarden.commands.evaluate",
     "GeneralizableReward": "rewarden.methods.generalizable",
     "InfoBottleneck": "rewarden.methods.info_bottleneck",
     "LengthDisentangled": "rewarden.methods.length_disentangled",
-    "RewardModel": "rewarden.hf.model",
-    "Scorer": "rewarden.hf.scoring",
-    "ScorerEnsemble": "rewarden.hf.scorer_ensemble",
+    "RewardModel": "rewarden.hf.model.reward_model",
+    "Scorer": "rewarden.hf.scoring.scorer",
+    "ScorerEnsemble": "rewarden.hf.scoring.ensemble",
     "Smoothed": "rewarden.methods.smoothed",
-    "Train": "rewarden.commands.train",
+    "Train": "rewarden.commands.options.train",
     "evaluate": "rewarden.commands.evaluate",
     "train": "rewarden.commands.train",
 }

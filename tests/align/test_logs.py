@@ -11,7 +11,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from rewarden.align import logs
-from rewarden.align.payment import Paid
+from rewarden.align.rewards.pipeline import Paid
 from rewarden.align.rollouts import Rollouts
 from rewarden.align.update import Passes, Updated
 from rewarden.core import RewardOutput

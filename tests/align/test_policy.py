@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rewarden.align.policy import Policy, Reference, SamplingCopy, policy_batch
-from rewarden.hf.adapters import Lora, add_lora
+from rewarden.hf.model.adapters import Lora, add_lora
 from rewarden.hf.tokens import TokenGroup
 
 SIZES = {

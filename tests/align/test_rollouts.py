@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rewarden.align import rollouts
 from rewarden.align.prompts import Prompt
 from rewarden.align.rollouts import Rollouts, Writer, kept_rows
-from rewarden.hf.sampler import Sampling, row_uniforms, sample
+from rewarden.hf.generation.sampler import sample
+from rewarden.hf.generation.token_choice import Sampling, row_uniforms
 from rewarden.hf.tokens import TokenGroup
 
 from .test_policy import SIZES

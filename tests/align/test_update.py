@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rewarden.align.algorithms import ALGORITHMS, Algorithm, changed
 from rewarden.align.policy import Policy, Reference
 from rewarden.align.update import Passes, Table, Targets, Updater, join_states
 from rewarden.methods.policy_feedback import PolicyStates
+from rewarden.rl.algorithms import ALGORITHMS, Algorithm, changed
 
 from .test_policy import SIZES
 from .update_formulas import (

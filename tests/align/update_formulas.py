@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rewarden.align.algorithms import Algorithm
 from rewarden.align.policy import Policy
 from rewarden.align.update import Passes, Targets
+from rewarden.rl.algorithms import Algorithm
 
 from .test_policy import group
 

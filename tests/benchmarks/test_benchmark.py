@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from rewarden.benchmarks import BENCHMARKS, Item
-from rewarden.benchmarks.benchmark import checked
+from rewarden.benchmarks import BENCHMARKS
+from rewarden.benchmarks.benchmark import Item, checked
 from rewarden.files import DataError
 
 PAIRS = [

@@ -14,11 +14,12 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rewarden.commands.align import Align, align
+from rewarden.commands.align import align
+from rewarden.commands.options.align import Align
 from rewarden.core import Method
-from rewarden.hf.fit import save
-from rewarden.hf.model import RewardModel
+from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits
+from rewarden.hf.training.fit import save
 
 ROWS = [{"prompt": f"number {number}?"} for number in range(6)]
 

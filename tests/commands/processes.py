@@ -26,9 +26,9 @@ CHILD = textwrap.dedent(
                 self.fsdp_plugin = fsdp_plugin
 
         state.AcceleratorState.__init__ = shards_on_a_processor
-        from rewarden.hf import processes
+        from rewarden.hf import distributed
 
-        processes.refuse_fsdp_on_processors = lambda: None
+        distributed.refuse_fsdp_on_processors = lambda: None
     from rewarden.cli import main
 
     for command in sys.argv[1:]:

@@ -17,7 +17,8 @@ from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewarden.cli import main
-from rewarden.commands.align import Align, align
+from rewarden.commands.align import align
+from rewarden.commands.options.align import Align
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck

@@ -7,7 +7,7 @@ import pytest
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.commands.measure import Material, comparisons, measure, progress_bar
 from rewarden.data import GoldGroup, Pair
-from rewarden.hf.scoring import Score
+from rewarden.hf.scoring.scorer import Score
 
 
 @dataclass

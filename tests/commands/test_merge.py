@@ -16,11 +16,11 @@ from rewarden.cli import main
 from rewarden.commands.merge import Merge, merge
 from rewarden.core import Method
 from rewarden.data import load_pairs
-from rewarden.hf import fit
-from rewarden.hf.fit import save
-from rewarden.hf.model import RewardModel
-from rewarden.hf.scoring import Scorer
+from rewarden.hf.model.reward_model import RewardModel
+from rewarden.hf.scoring.scorer import Scorer
 from rewarden.hf.tokens import Limits
+from rewarden.hf.training import fit
+from rewarden.hf.training.fit import save
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.ensemble import Ensemble
 from rewarden.methods.info_bottleneck import InfoBottleneck

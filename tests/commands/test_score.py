@@ -11,7 +11,7 @@ from pyarrow import parquet
 from rewarden import Scorer
 from rewarden.cli import main
 from rewarden.files import write_rows
-from rewarden.hf.endogenous import EndogenousScorer
+from rewarden.hf.scoring.endogenous import EndogenousScorer
 
 from .conftest import make_pairs, write
 

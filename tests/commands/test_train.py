@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from rewarden import BayesianEnsembleNLL, BradleyTerry, Ensemble, InfoBottleneck, RewardModel, Train, train
 from rewarden.cli import main
 from rewarden.commands import train as module
-from rewarden.hf.pairs import TokenPair
 from rewarden.hf.tokens import TokenGroup
+from rewarden.hf.training.pairs import TokenPair
 
 from .conftest import make_pairs, write
 
@@ -220,7 +220,7 @@ import json, os, pathlib, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import datasets, peft, transformers.models.llama.modeling_llama
-import rewarden.commands.train, rewarden.hf.fit, rewarden.hf.adapters, rewarden.hf.backbone
+import rewarden.commands.train, rewarden.hf.training.fit, rewarden.hf.model.adapters, rewarden.hf.model.backbone
 from rewarden.cli import main
 
 def count(work):
@@ -229,7 +229,7 @@ def count(work):
 for command, output, plan in json.loads(sys.argv[1]):
     work, found = pathlib.Path(output) / "checkpoints", []
     for number, (moment, seconds) in enumerate(plan):
-        found.append(rewarden.hf.fit.latest_checkpoint(work))
+        found.append(rewarden.hf.training.fit.latest_checkpoint(work))
         note, seen = work / "run.json", set(work.glob("checkpoint-*"))
         before = note.stat().st_ino if note.exists() else None
         words = command.split()
@@ -304,7 +304,7 @@ def test_an_unfinished_run_is_not_continued_or_replaced_by_accident(
 ) -> None:
     command = f"train --model {tiny} --train {pairs_file} --output {tmp_path / 'o'} --max-steps 6"
     with monkeypatch.context() as patch:
-        patch.setattr("rewarden.hf.fit.calibrate", interrupted)
+        patch.setattr("rewarden.hf.training.fit.calibrate", interrupted)
         assert run(f"{command} bradley-terry") == 130
     assert run(f"{command} bradley-terry") == 2
     assert "holds an unfinished run" in capsys.readouterr().err

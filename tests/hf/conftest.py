@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from rewarden.core import Method
-from rewarden.hf.model import RewardModel
-from rewarden.hf.pairs import TokenPair
+from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import TokenGroup
+from rewarden.hf.training.pairs import TokenPair
 from rewarden.methods.bradley_terry import BradleyTerry
 
 VOCAB = 290

@@ -9,20 +9,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rewarden.core import Method, PairInfo, RewardOutput, TokenOutput, select
-from rewarden.methods import (
-    METHODS,
-    BayesianEnsemble,
-    BayesianEnsembleNLL,
-    BradleyTerry,
-    Centered,
-    Ensemble,
-    GeneralizableReward,
-    InfoBottleneck,
-    LengthDisentangled,
-    Smoothed,
-    from_dict,
-    to_dict,
-)
+from rewarden.methods import METHODS, from_dict, to_dict
+from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.generalizable import GeneralizableReward
+from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.methods.length_disentangled import LengthDisentangled
+from rewarden.methods.smoothed import Smoothed
 from rewarden.methods.wrapper import Wrapper
 
 HIDDEN, PAIRS = 10, 6

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from rewarden.core import PairInfo, RewardOutput
 from rewarden.losses import bootstrap_weights
-from rewarden.methods import BayesianEnsemble, BayesianEnsembleNLL
-from rewarden.methods.bayesian_ensemble import GaussianHeads, Gaussians
+from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL, GaussianHeads, Gaussians
 
 METHODS = [BayesianEnsemble, BayesianEnsembleNLL]
 MEAN, SIGMA = [1.0, 0.2, -0.5, 0.8, 0.4], [0.9, 0.5, 0.7, 0.3, 0.6]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rewarden.core import PairInfo, RewardOutput
-from rewarden.methods import BradleyTerry
+from rewarden.methods.bradley_terry import BradleyTerry
 
 
 def output(*rewards: float) -> RewardOutput:

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from rewarden.core import Method, PairInfo, RewardOutput
-from rewarden.methods import BayesianEnsembleNLL, BradleyTerry, Centered, Ensemble, InfoBottleneck
+from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.info_bottleneck import InfoBottleneck
 
 
 def output(*rewards: float) -> RewardOutput:

@@ -6,8 +6,11 @@ import torch
 
 from rewarden.core import PairInfo, RewardOutput, TokenOutput
 from rewarden.losses import bootstrap_weights
-from rewarden.methods import BayesianEnsembleNLL, BradleyTerry, Ensemble, GeneralizableReward, InfoBottleneck
-from rewarden.methods.ensemble import EnsembleHead
+from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.ensemble import Ensemble, EnsembleHead
+from rewarden.methods.generalizable import GeneralizableReward
+from rewarden.methods.info_bottleneck import InfoBottleneck
 
 
 def known_head(*weights: float, reward: str = "mean") -> EnsembleHead:

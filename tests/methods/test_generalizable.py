@@ -5,7 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from rewarden.core import PairInfo, RewardOutput, TokenOutput
-from rewarden.methods import BradleyTerry, Centered, Ensemble, GeneralizableReward, Smoothed
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.generalizable import GeneralizableReward
+from rewarden.methods.smoothed import Smoothed
 
 
 def said(*log_probs: list[float]) -> TokenOutput:

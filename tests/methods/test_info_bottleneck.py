@@ -7,8 +7,7 @@ from torch import Tensor
 
 from rewarden.core import PairInfo, RewardOutput
 from rewarden.losses import bradley_terry
-from rewarden.methods import InfoBottleneck
-from rewarden.methods.info_bottleneck import BottleneckHead, GatedDecoder, LinearDecoder, Posterior
+from rewarden.methods.info_bottleneck import BottleneckHead, GatedDecoder, InfoBottleneck, LinearDecoder, Posterior
 
 HIDDEN, LATENT = 6, 3
 

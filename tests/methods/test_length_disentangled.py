@@ -9,8 +9,9 @@ from torch.nn import functional
 from rewarden.assets import DATA
 from rewarden.core import PairInfo, RewardOutput
 from rewarden.data import load_pairs
-from rewarden.methods import BradleyTerry, Ensemble, LengthDisentangled
-from rewarden.methods.length_disentangled import LengthHeads, LengthPart
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.length_disentangled import LengthDisentangled, LengthHeads, LengthPart
 
 
 def output(quality: list[float], length: list[float], overlap: float = 0.0) -> RewardOutput:
@@ -201,9 +202,9 @@ def test_how_large_the_correlation_of_unrelated_numbers_is(pairs: int, level: fl
 
 @pytest.mark.slow
 def test_a_batch_keeps_about_half_of_the_spread_of_lengths() -> None:
-    from rewarden.hf.backbone import load_tokenizer
-    from rewarden.hf.pairs import LengthGroups, PairDataset, training_pairs
+    from rewarden.hf.model.backbone import load_tokenizer
     from rewarden.hf.tokens import Limits
+    from rewarden.hf.training.pairs import LengthGroups, PairDataset, training_pairs
 
     tokenizer = load_tokenizer("rewarden-tiny")
     found = training_pairs(

@@ -4,17 +4,13 @@ from typing import Any
 
 import pytest
 
-from rewarden.methods import (
-    METHODS,
-    BayesianEnsembleNLL,
-    BradleyTerry,
-    Centered,
-    Ensemble,
-    InfoBottleneck,
-    Smoothed,
-    from_dict,
-    to_dict,
-)
+from rewarden.methods import METHODS, from_dict, to_dict
+from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.methods.smoothed import Smoothed
 
 
 def test_the_table_names_every_class_after_itself() -> None:

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from rewarden.core import Method, PairInfo, RewardOutput
-from rewarden.methods import BayesianEnsemble, BayesianEnsembleNLL, BradleyTerry, Ensemble, InfoBottleneck, Smoothed
+from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.methods.smoothed import Smoothed
 
 
 def output(*rewards: float) -> RewardOutput:

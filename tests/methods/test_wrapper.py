@@ -5,15 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from rewarden.core import Method, PairInfo, RewardOutput
-from rewarden.methods import (
-    BayesianEnsemble,
-    BayesianEnsembleNLL,
-    BradleyTerry,
-    Centered,
-    Ensemble,
-    InfoBottleneck,
-    Smoothed,
-)
+from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
+from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.centered import Centered
+from rewarden.methods.ensemble import Ensemble
+from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.methods.smoothed import Smoothed
 from rewarden.methods.wrapper import Wrapper
 
 

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rewarden.monitors import MONITORS, ClusterSeparation, MahalanobisOutliers, Monitor, Rollout, State
-from rewarden.monitors.monitor import latents_of
+from rewarden.monitors import MONITORS
+from rewarden.monitors.cluster_separation import ClusterSeparation
+from rewarden.monitors.mahalanobis import MahalanobisOutliers
+from rewarden.monitors.monitor import Monitor, Rollout, State, latents_of
 
 SMALL: list[Monitor] = [
     ClusterSeparation(),

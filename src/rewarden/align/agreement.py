@@ -8,7 +8,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from rewarden.align.reward_functions import RewardError
+from rewarden.align.rewards.functions import RewardError
 
 Result = TypeVar("Result")
 

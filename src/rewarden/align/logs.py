@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rewarden.align.payment import Paid
+from rewarden.align.rewards.pipeline import Paid
 from rewarden.align.rollouts import Rollouts
 from rewarden.align.update import Passes, Updated
 from rewarden.core import RewardOutput

@@ -17,10 +17,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rewarden.hf import families
+from rewarden.hf.attention import families
 from rewarden.hf.batches import make_batch
-from rewarden.hf.causal_model import OutputHead, load_trainable
-from rewarden.hf.model import Layout
+from rewarden.hf.model.causal_model import OutputHead, load_trainable
+from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.tokens import TokenGroup
 from rewarden.methods.policy_feedback import PolicyStates
 

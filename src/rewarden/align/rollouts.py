@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewarden.align.prompts import Prompt
-from rewarden.hf.sampler import Sampling, completion_text, end_tokens, row_uniforms, sample
+from rewarden.hf.generation.sampler import completion_text, end_tokens, sample
+from rewarden.hf.generation.token_choice import Sampling, row_uniforms
 from rewarden.hf.tokens import TokenGroup
 
 REFERENCE = 0

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rewarden.align.algorithms import Algorithm, Sizes
 from rewarden.align.policy import Policy, PolicyOutput, Reference, policy_batch
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.tokens import TokenGroup
 from rewarden.methods.policy_feedback import PolicyStates
+from rewarden.rl.algorithms import Algorithm, Sizes
 from rewarden.rl.policy_loss import batch_loss_terms, token_log_ratio
 from rewarden.rl.value_loss import clipped_value_loss
 

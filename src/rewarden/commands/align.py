@@ -5,42 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from rewarden.commands.align_options import (
-    AlgorithmOptions,
-    FeedbackOptions,
-    MachineOptions,
-    PaymentOptions,
-    RolloutOptions,
-    RunOptions,
-    WatchOptions,
-)
-from rewarden.commands.shaping_options import ShapingOptions
-from rewarden.commands.train_options import AdapterOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Align(
-    MachineOptions,
-    WatchOptions,
-    FeedbackOptions,
-    AdapterOptions,
-    AlgorithmOptions,
-    PaymentOptions,
-    ShapingOptions,
-    RolloutOptions,
-    RunOptions,
-):
-    """Train a policy against a reward model, an ensemble, or a Python function.
-
-    rewarden align --policy MODEL --reward FOLDER --prompts prompts.jsonl --output run --algorithm grpo --shaping worst
-
-    The run folder holds metrics.jsonl (a line per step), rollouts/ (every completion), checkpoints/, report.html, the policy of
-    the last step as a Hugging Face folder, and in best/ the policy that is to be trusted: that of the last checkpoint before the
-    first alarm, or the best by --gold.
-    """
+from rewarden.commands.options.align import Align
 
 
 def align(
@@ -57,10 +24,10 @@ def align(
     Raises:
         ValueError: On bad data, an unknown model, options that do not fit together, or a reward that fails.
     """
-    from rewarden.commands import align_setup
+    from rewarden.commands.build import align_run
 
     started = time.monotonic()
-    run, finish = align_setup.build(args, reward=reward, gold=gold, prompts=prompts)
+    run, finish = align_run.build(args, reward=reward, gold=gold, prompts=prompts)
     first = run.step
     run(on_report=finish.draft)
     summary = finish(seconds=time.monotonic() - started, resumed_from=first)
@@ -72,11 +39,11 @@ def main(args: Align) -> None:
     """Train, then say where the policy is and whether it is to be trusted."""
     import logging
 
-    from rewarden.commands.align_finish import in_words
-    from rewarden.hf import processes
+    from rewarden.commands.build.align_outputs import in_words
+    from rewarden.hf import distributed
 
-    processes.start()
-    if not processes.is_first():
+    distributed.start()
+    if not distributed.is_first():
         logging.getLogger("rewarden").setLevel(logging.ERROR)
     summary = align(args)
     if not summary:  # the first process has it; which one this is, is no longer known after the end

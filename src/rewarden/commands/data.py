@@ -62,7 +62,7 @@ def inspect(args: Data) -> dict[str, Any]:
     from rewarden.evaluation.data_summary import summarise
     from rewarden.evaluation.data_warnings import warnings
     from rewarden.files import content_hash
-    from rewarden.hf.backbone import load_tokenizer
+    from rewarden.hf.model.backbone import load_tokenizer
 
     if not 0 < args.near <= 1:
         raise ValueError(f"--near is {args.near}; expected above 0 and at most 1; 0.8 is usual")
@@ -139,10 +139,13 @@ def _between(pairs: dict[str, list[Pair]], *, near: float) -> list[dict[str, Any
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
     """inspect.json and inspect.html, each written whole or not at all."""
-    from rewarden.evaluation.data_page import page
+    from rewarden.report.data.page import inspection_page
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"inspect.json": json.dumps(found, indent=1, allow_nan=False) + "\n", "inspect.html": page(found)}
+    texts = {
+        "inspect.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
+        "inspect.html": inspection_page(found),
+    }
     for name, text in texts.items():
         aside = folder / f".{name}.part"
         try:
@@ -158,7 +161,7 @@ def main(args: Data) -> None:
     if args.json:
         print(json.dumps(found, allow_nan=False))
         return
-    from rewarden.commands.data_tables import print_tables
+    from rewarden.commands.output.data_tables import print_tables
 
     print_tables(found)
     if args.output is not None:

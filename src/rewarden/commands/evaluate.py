@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from rewarden.commands.endogenous_options import EndogenousOptions
-from rewarden.commands.entrants import Entrant, entrants
-from rewarden.commands.judge_options import JudgeOptions
-from rewarden.commands.scoring_options import ScoringOptions, folders
+from rewarden.commands.build.scorers import Entrant, entrants
+from rewarden.commands.options.endogenous import EndogenousOptions
+from rewarden.commands.options.judge import JudgeOptions
+from rewarden.commands.options.scoring import ScoringOptions, folders
 
 if TYPE_CHECKING:
-    from rewarden.benchmarks import Benchmark
+    from rewarden.benchmarks.benchmark import Benchmark
     from rewarden.commands.measure import Material, Measured
     from rewarden.data import GoldGroup
 
@@ -63,7 +63,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
     Raises:
         ValueError: On bad data, or when there is nothing to evaluate, or nothing to evaluate on.
     """
-    from rewarden.commands.results_files import write_page, write_results
+    from rewarden.commands.output.results_files import write_page, write_results
 
     entered = entrants(args.model, args.options, args.endogenous, args.judge)
     names = [entrant.name for entrant in entered]
@@ -119,7 +119,8 @@ def read(args: Evaluate) -> Material:
 
 def _gold(args: Evaluate) -> tuple[list[GoldGroup] | None, int]:
     """Responses with gold scores, and how many rows of other splits there are."""
-    from rewarden.data import load_gold, read_rows
+    from rewarden.data import load_gold
+    from rewarden.files import read_rows
 
     if args.gold is None:
         return None, 0
@@ -166,8 +167,8 @@ def _paths(args: Evaluate) -> dict[str, str]:
 
 def _measured(args: Evaluate, entered: Sequence[Entrant], material: Material) -> dict[str, Measured]:
     """What every model made of the material, one after the other."""
-    from rewarden.commands.kept_scores import KeptScores
     from rewarden.commands.measure import measure, progress_bar
+    from rewarden.commands.output.score_cache import KeptScores
 
     found = {}
     with progress_bar(len(entered) * material.completions, "evaluate") as progress:
@@ -194,7 +195,7 @@ def main(args: Evaluate) -> None:
     if args.json:
         print(json.dumps(results, allow_nan=False))
         return
-    from rewarden.commands.table import print_table
+    from rewarden.commands.output.leaderboard_table import print_table
 
     if "models" in results:
         print_table(results["models"], results["comparisons"])

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rewarden.benchmarks import Benchmark, Item
+    from rewarden.benchmarks.benchmark import Benchmark, Item
     from rewarden.data import GoldGroup, Pair
     from rewarden.evaluation.comparison import Items
-    from rewarden.hf.scoring import AnyScorer, Score
+    from rewarden.hf.scoring.scorer import AnyScorer, Score
 
 Progress = Callable[[int], object]
 
@@ -59,7 +59,7 @@ def measure(scorer: AnyScorer, material: Material, *, seed: int, progress: Progr
         ValueError: When a reward is not finite.
     """
     from rewarden.evaluation.comparison import Items
-    from rewarden.hf.evaluate import evaluate_on_benchmark, gains, gold_results
+    from rewarden.hf.scoring.evaluate import evaluate_on_benchmark, gains, gold_results
 
     found = Measured({"method": scorer.record, "sets": {}, "best_of_n": None}, [], {}, {})
     for name, pairs in material.sets.items():
@@ -86,7 +86,7 @@ def _measure_pairs(
 ) -> None:
     from rewarden.data import pair_key
     from rewarden.evaluation.comparison import Items
-    from rewarden.hf.evaluate import evaluate_on_pairs
+    from rewarden.hf.scoring.evaluate import evaluate_on_pairs
 
     found.results["sets"][name], scores = evaluate_on_pairs(scorer, pairs, seed=seed, progress=progress)
     found.pairs.extend(_row(name, pair, *both) for pair, both in zip(pairs, scores, strict=True))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewarden.data import Pair
-    from rewarden.hf.model import RewardModelConfig
-    from rewarden.hf.scoring import Scorer
+    from rewarden.hf.model.reward_model import RewardModelConfig
+    from rewarden.hf.scoring.scorer import Scorer
 
 # What has to agree between members, and nothing else: what rewards mean differs from one model to the next.
 ALIKE = ("backbone", "method", "pooling", "language_head", "pad_token_id", "limits")
@@ -106,11 +106,11 @@ def merge(args: Merge) -> dict[str, Any]:
         ValueError: When the models cannot be averaged, or options do not fit together.
     """
     from rewarden import merging, methods
-    from rewarden.commands.train import versions
+    from rewarden.commands.output.provenance import versions
     from rewarden.data import load_pairs
-    from rewarden.hf import fit
-    from rewarden.hf.scoring import Scorer
+    from rewarden.hf.scoring.scorer import Scorer
     from rewarden.hf.tokens import Limits
+    from rewarden.hf.training import fit
 
     _check_arguments(args)
     pairs = [pair for source in args.pairs for pair in load_pairs(source)]
@@ -202,7 +202,7 @@ def _line(judge: Judge, ends: Sequence[Mapping[str, Tensor]], rewards: Sequence[
 
 def _weights(members: Sequence[Member]) -> Iterator[Mapping[str, Tensor]]:
     """The members' weights in float32, one model at a time."""
-    from rewarden.hf.model import RewardModel
+    from rewarden.hf.model.reward_model import RewardModel
 
     for member in members:
         yield RewardModel.load(str(member.folder), layout="padded").state_dict()
@@ -235,7 +235,7 @@ def _member(folder: Path) -> Member:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from rewarden.hf.model import RewardModelConfig
+    from rewarden.hf.model.reward_model import RewardModelConfig
 
     if not (folder / "config.json").is_file():
         raise ValueError(

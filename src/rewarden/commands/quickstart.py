@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rewarden.commands.measure import Material, Measured, comparisons, measure, progress_bar
-from rewarden.commands.results_files import write_page
-from rewarden.commands.scoring_options import ScoringOptions
-from rewarden.commands.table import print_table
-from rewarden.commands.train import Train, train
+from rewarden.commands.options.scoring import ScoringOptions
+from rewarden.commands.options.train import Train
+from rewarden.commands.output.leaderboard_table import print_table
+from rewarden.commands.output.results_files import write_page
+from rewarden.commands.train import train
 from rewarden.core import Method
 from rewarden.files import write_text
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rewarden.data import Message, Text
-    from rewarden.hf.sampler import Sampling
+    from rewarden.hf.generation.token_choice import Sampling
 
 # Rows of a forward pass: about where a CPU has the most tokens per second, and an accelerator still has room.
 _ROWS = {"cpu": 128}
@@ -85,9 +85,9 @@ class Speaker:
         Raises:
             ValueError: When there is none, it is no causal language model, or options are out of range.
         """
-        from rewarden.hf.backbone import load_tokenizer
-        from rewarden.hf.causal_model import load_trainable
-        from rewarden.hf.sampler import Sampling
+        from rewarden.hf.generation.token_choice import Sampling
+        from rewarden.hf.model.backbone import load_tokenizer
+        from rewarden.hf.model.causal_model import load_trainable
 
         sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
         tokenizer = load_tokenizer(args.model)
@@ -152,7 +152,8 @@ class Speaker:
     def _batch(
         self, ids: list[list[int]], places: Sequence[int], samples: int, step: int
     ) -> Iterator[tuple[list[str], list[bool]]]:
-        from rewarden.hf.sampler import completion_text, end_tokens, row_uniforms, sample
+        from rewarden.hf.generation.sampler import completion_text, end_tokens, sample
+        from rewarden.hf.generation.token_choice import row_uniforms
 
         ends = end_tokens(self.model, self.tokenizer)
         rows = [place * samples + number for place in places for number in range(samples)]

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from rewarden.commands.endogenous_options import EndogenousOptions, chosen_scorer
-from rewarden.commands.judge_options import JudgeOptions, judge_report
-from rewarden.commands.scoring_options import ScoringOptions
+from rewarden.commands.options.endogenous import EndogenousOptions, chosen_scorer
+from rewarden.commands.options.judge import JudgeOptions, judge_report
+from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.files import write_rows
 
 if TYPE_CHECKING:
     from rewarden.data import Candidates, Text
-    from rewarden.hf.endogenous import TokenRewards
-    from rewarden.hf.scoring import AnyScorer
-    from rewarden.hf.scoring import Score as Scored
+    from rewarden.hf.scoring.endogenous import TokenRewards
+    from rewarden.hf.scoring.scorer import AnyScorer
+    from rewarden.hf.scoring.scorer import Score as Scored
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _scored(
     prompts, completions = [group.prompt for group in groups], [group.completions for group in groups]
     if not args.tokens and args.page is None:
         return scorer(prompts, completions, progress=progress), []
-    from rewarden.hf.endogenous import EndogenousScorer
+    from rewarden.hf.scoring.endogenous import EndogenousScorer
 
     assert isinstance(scorer, EndogenousScorer)
     return scorer.with_tokens(prompts, completions, progress=progress)
@@ -163,9 +163,9 @@ def _write_page(
     """The completions as coloured text."""
     import shlex
 
-    from rewarden.commands.train import versions
-    from rewarden.evaluation import token_page
+    from rewarden.commands.output.provenance import versions
     from rewarden.files import write_text
+    from rewarden.report import tokens as token_page
 
     shown = [
         (

@@ -6,52 +6,19 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from rewarden import label_noise, methods
-from rewarden.commands.train_options import (
-    DataOptions,
-    LoraOptions,
-    MachineOptions,
-    RunOptions,
-    ScheduleOptions,
-    WrapperOptions,
-)
-from rewarden.commands.train_stages import WORK, Material, arguments_of, clear_work, run_stages, say
+from rewarden.commands.build.train_stages import WORK, Material, arguments_of, clear_work, run_stages
+from rewarden.commands.options.train import Train
+from rewarden.commands.output.provenance import say, versions
 from rewarden.core import Method
-from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
-from rewarden.methods.generalizable import GeneralizableReward
-from rewarden.methods.info_bottleneck import InfoBottleneck
-from rewarden.methods.length_disentangled import LengthDisentangled
 
 if TYPE_CHECKING:
-    from rewarden.hf.pairs import Counts, TokenPair
-
-MethodChoice = (
-    Annotated[BradleyTerry, tyro.conf.subcommand("bradley-terry")]
-    | Annotated[InfoBottleneck, tyro.conf.subcommand("info-bottleneck")]
-    | Annotated[BayesianEnsemble, tyro.conf.subcommand("bayesian-ensemble")]
-    | Annotated[BayesianEnsembleNLL, tyro.conf.subcommand("bayesian-ensemble-nll")]
-    | Annotated[LengthDisentangled, tyro.conf.subcommand("length-disentangled")]
-    | Annotated[GeneralizableReward, tyro.conf.subcommand("generalizable-reward")]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(MachineOptions, LoraOptions, WrapperOptions, ScheduleOptions, DataOptions, RunOptions):
-    """Train a reward model on preference pairs (columns prompt, chosen, rejected; TRL's formats).
-
-    The method comes last, with its own fields behind it:
-    rewarden train --train pairs.jsonl --output my-model info-bottleneck --kl-weight 0.01
-    """
-
-    method: MethodChoice
-    """How rewards are modelled."""
+    from rewarden.hf.training.pairs import Counts, TokenPair
 
 
 def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, Any]:
@@ -62,12 +29,13 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
     Raises:
         ValueError: On bad data, an unknown model, or options that do not fit together.
     """
-    from rewarden.hf import fit, processes
+    from rewarden.hf import distributed
+    from rewarden.hf.training import fit
 
     started = time.monotonic()
     args.check_machine()
     lora = args.adapters()
-    processes.start()
+    distributed.start()
     method = _method(args)
     _prepare_output(args)
     material, data = _read(args, method, rows, eval_rows)
@@ -76,11 +44,11 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
         "method": methods.to_dict(method),
         "arguments": arguments_of(args),
         "schedule": asdict(schedule),
-        "processes": processes.count(),
+        "processes": distributed.count(),
         "lora": None if lora is None else asdict(lora),
         "layout": model.layout,
         "data": data,
-        "steps": schedule.steps(len(material.pairs), processes.count()),
+        "steps": schedule.steps(len(material.pairs), distributed.count()),
         "reward_mean": model.config.reward_mean,
         "reward_std": model.config.reward_std,
         "versions": versions(),
@@ -89,16 +57,16 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
     }
     fit.save(model, material.tokenizer, material.limits, record, args.output)
     clear_work(args.output, *WORK)
-    processes.wait()  # so that nobody reads the folder before it is whole
+    distributed.wait()  # so that nobody reads the folder before it is whole
     return record
 
 
 def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Material, dict[str, Any]]:
     """The pairs as tokens, with labels flipped if asked for, and what the record says about the data."""
     from rewarden.data import load_pairs, shared_prompts
-    from rewarden.hf.backbone import load_tokenizer
-    from rewarden.hf.pairs import PairTokens, training_pairs
+    from rewarden.hf.model.backbone import load_tokenizer
     from rewarden.hf.tokens import Limits
+    from rewarden.hf.training.pairs import PairTokens, training_pairs
 
     sources = list(args.train) if rows is None else [rows]
     if not sources:
@@ -149,7 +117,7 @@ def _method(args: Train) -> Method:
 
 def _prepare_output(args: Train) -> None:
     """Refuse to touch a finished model or to mix two runs."""
-    from rewarden.hf import processes
+    from rewarden.hf import distributed
 
     if (args.output / "config.json").exists() and not args.overwrite:
         raise ValueError(
@@ -160,13 +128,13 @@ def _prepare_output(args: Train) -> None:
         raise ValueError(
             f"{args.output} holds an unfinished run; continue it with --resume or restart with --overwrite"
         )
-    processes.wait()  # all look before the first process deletes
-    if processes.is_first():
+    distributed.wait()  # all look before the first process deletes
+    if distributed.is_first():
         for folder in (*WORK, "stage-one") if started and not args.resume else ():
             shutil.rmtree(args.output / folder, ignore_errors=True)
         if args.overwrite:
             (args.output / "config.json").unlink(missing_ok=True)
-    processes.wait()
+    distributed.wait()
 
 
 def _flipped(args: Train, pairs: list[TokenPair]) -> tuple[list[TokenPair], dict[str, Any] | None]:
@@ -212,7 +180,7 @@ def _account(name: str, counts: Counts, noise: dict[str, Any] | None = None) -> 
 
 
 def _hashes(sources: Sequence[Any]) -> dict[str, str]:
-    from rewarden.data import content_hash
+    from rewarden.files import content_hash
 
     names = [
         str(source) if isinstance(source, str | Path) else f"data {n}" for n, source in enumerate(sources, start=1)
@@ -220,26 +188,17 @@ def _hashes(sources: Sequence[Any]) -> dict[str, str]:
     return {name: content_hash(source) for name, source in zip(names, sources, strict=True)}
 
 
-def versions() -> dict[str, str]:
-    """Versions that decide whether a run can be repeated."""
-    import platform
-    from importlib.metadata import version
-
-    packages = ("rewarden", "torch", "transformers", "accelerate", "tokenizers")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
 def main(args: Train) -> None:
     """Train, then say where the model is and what it cost; of several processes only the first speaks."""
     import logging
 
-    from rewarden.hf import processes
+    from rewarden.hf import distributed
 
-    processes.start()
-    if not processes.is_first():
+    distributed.start()
+    if not distributed.is_first():
         logging.getLogger("rewarden").setLevel(logging.ERROR)
     record = train(args)
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     if args.json:
         print(json.dumps(record))

@@ -110,7 +110,7 @@ def _correlations(
     if info.chosen_length is None or info.rejected_length is None:
         raise ValueError(
             "PairInfo has no chosen_length or no rejected_length; the length head needs the number of tokens of every "
-            "completion; fill in both, as the collator of rewarden.hf.pairs does"
+            "completion; fill in both, as the collator of rewarden.hf.training.pairs does"
         )
     tokens = torch.cat([info.chosen_length, info.rejected_length]).to(chosen.reward.dtype)
     quality = torch.cat([chosen.reward, rejected.reward])

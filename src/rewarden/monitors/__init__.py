@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewarden.monitors.latent_outliers import ClusterSeparation
+from rewarden.monitors.cluster_separation import ClusterSeparation
 from rewarden.monitors.mahalanobis import MahalanobisOutliers
 from rewarden.monitors.monitor import Monitor, Report, Rollout, State
 

@@ -1,0 +1,1 @@
+"""The reward model that learns while the policy does."""

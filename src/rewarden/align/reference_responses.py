@@ -1,0 +1,120 @@
+"""Responses of the starting policy to the run's own prompts: sampled once, stored, and what "usual" means from then on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rewarden.align.prompts import Prompt, prompts_of_step
+from rewarden.align.rollouts import REFERENCE, Rollouts, Writer, kept_rows
+from rewarden.files import write_rows
+from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
+from rewarden.monitors.monitor import Rollout
+
+if TYPE_CHECKING:
+    from rewarden.align.rewards.judges import Judges
+
+FOLDER = "reference"
+
+
+class Responses(NamedTuple):
+    """What is kept of the reference responses; the texts are in responses.parquet."""
+
+    prompt: Int[Tensor, " rows"]
+    """Number of the prompt, among those of the run."""
+    length: Int[Tensor, " rows"]
+    """Tokens."""
+    reward: Float[Tensor, " rows"]
+    """Reward under the reward model, reward units."""
+    latent: Float[Tensor, "rows latent"] | None
+    """Latents, where the reward or the detector has them."""
+    endogenous: Float[Tensor, " rows"] | None
+    """Endogenous reward, where one is asked for."""
+
+    def rollout(self) -> Rollout:
+        """What monitors start from; the starting policy has not moved, so its divergence is 0."""
+        return Rollout(
+            step=0,
+            reward=self.reward,
+            kl=torch.zeros_like(self.reward),
+            length=self.length,
+            latent=self.latent,
+            prompt=self.prompt,
+        )
+
+
+def prompts_for(number_of_prompts: int, steps: int, per_step: int, count: int, seed: int) -> list[int]:
+    """Which prompts the reference answers, one entry per response: those that the run will use, each as often as the others.
+
+    Where the run uses more distinct prompts than `count`, an even selection of them.
+    """
+    longest = min(steps, -(-number_of_prompts // per_step))
+    used = dict.fromkeys(
+        place for step in range(1, longest + 1) for place in prompts_of_step(number_of_prompts, step, per_step, seed)
+    )
+    distinct = list(used)
+    if len(distinct) > count:
+        return [distinct[place * len(distinct) // count] for place in range(count)]
+    return [distinct[place % len(distinct)] for place in range(count)]
+
+
+def store(run: Path, rollouts: Rollouts, responses: Responses) -> None:
+    """Write the responses: texts and numbers to responses.parquet, tensors to tensors.safetensors, the second one last."""
+    distance = None
+    if responses.latent is not None:
+        latent = responses.latent.double()
+        distance = mahalanobis(latent, fit_reference(latent, covariance="ledoit-wolf"))
+    rows = kept_rows(rollouts, step=0, first_group=0, columns={"reward": responses.reward, "latent_distance": distance})
+    write_rows(run / FOLDER / "responses.parquet", rows)
+    tensors = {name: value.contiguous() for name, value in responses._asdict().items() if value is not None}
+    aside = run / FOLDER / ".tensors.part"
+    save_file(tensors, aside)
+    os.replace(aside, run / FOLDER / "tensors.safetensors")
+
+
+def load(run: Path) -> Responses | None:
+    """The stored responses; None when there are none."""
+    path = run / FOLDER / "tensors.safetensors"
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    return Responses(
+        tensors["prompt"], tensors["length"], tensors["reward"], tensors.get("latent"), tensors.get("endogenous")
+    )
+
+
+def classes_of(responses: Responses, prompts: Sequence[Prompt]) -> list[str | None]:
+    """The prompt class of every response."""
+    return [prompts[int(place)].prompt_class for place in responses.prompt]
+
+
+def sample_and_store(
+    run: Path,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    ids: Sequence[Sequence[int]],
+    writer: Writer,
+    model: PreTrainedModel,
+    places: Sequence[int],
+) -> None:
+    """Sample one response for every entry of `places`, score it, and store it."""
+    one = replace(writer, group_size=1)
+    rollouts = one(model, [prompts[i] for i in places], [ids[i] for i in places], step=REFERENCE)
+    output = judges.judged(rollouts).output
+    responses = Responses(
+        torch.tensor(places),
+        rollouts.length,
+        output.reward,
+        output.latent,
+        judges.completed(rollouts, output).endogenous,
+    )
+    store(run, rollouts, responses)

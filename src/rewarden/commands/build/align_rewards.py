@@ -1,0 +1,240 @@
+"""From the options of `rewarden align` to those who judge completions: rewards, payment, monitors, R2M."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rewarden.commands.output.provenance import say
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rewarden.align.policy import Policy, SamplingCopy
+    from rewarden.align.prompts import Prompt
+    from rewarden.align.reference_responses import Responses
+    from rewarden.align.rewards.judges import Judges
+    from rewarden.align.rewards.pipeline import Component, Payment
+    from rewarden.align.rewards.sources import RewardSource
+    from rewarden.align.rollouts import Writer
+    from rewarden.commands.options.align import Align
+    from rewarden.monitors.monitor_set import Watch
+
+R2M_RATE = 4096e-6
+"""Default learning rate of R2M times the reward model's width: the paper's 1e-6 at its width of 4096. Narrower layers take
+larger steps, as everywhere here; that rule is reasoned, not measured for R2M."""
+MIN_RESPONSES = 1024
+"""Reference responses where something is compared with them: half of them are held out, and monitors need 500 of those."""
+
+
+def judges(args: Align, reward: Any, gold: Any) -> Judges:
+    """Everyone who scores, without the payment, which needs the reference responses."""
+    from rewarden.align.rewards.judges import Judges
+    from rewarden.align.rewards.pipeline import Payment, shaped
+    from rewarden.align.rewards.sources import FunctionSource, load_source
+    from rewarden.hf.scoring.endogenous import EndogenousScorer
+
+    def source(given: Any, spec: str) -> RewardSource:
+        if given is not None:
+            return FunctionSource(given, getattr(given, "__name__", "the function given"), args.reward_timeout)
+        return load_source(spec, layout=args.layout, batch_tokens=args.batch_tokens, timeout=args.reward_timeout)
+
+    main = source(reward, args.reward)
+    _check_shaping(args, main)
+    detector = None if args.detector is None else load_source(args.detector, batch_tokens=args.batch_tokens)
+    if detector is not None and not detector.has_latents:
+        raise ValueError(
+            f"--detector {args.detector}: this model has no latents to watch; train one with `rewarden train ... info-bottleneck`"
+        )
+    if args.ibl_weight and detector is None and not main.has_latents:
+        raise ValueError(
+            f"--ibl-weight needs latents, and {args.reward} has none; take a reward model trained with info-bottleneck, or give "
+            "one as --detector"
+        )
+    if args.stop_on is not None and detector is None and not main.has_latents:
+        raise ValueError(
+            f"--stop-on {args.stop_on} watches latents, and {args.reward} has none; take a reward model trained with "
+            "info-bottleneck (or anything around it), or give one as --detector"
+        )
+    endogenous = None
+    if args.endogenous is not None:
+        endogenous = EndogenousScorer.load(args.endogenous, layout=args.layout, batch_tokens=args.batch_tokens)
+    is_gold = gold is not None or args.gold is not None
+    return Judges(
+        main,
+        Payment([shaped(args.chosen_shaping())]),
+        detector,
+        endogenous,
+        source(gold, args.gold or "") if is_gold else None,
+    )
+
+
+def _check_shaping(args: Align, source: RewardSource) -> None:
+    """Refuse a shaping that the reward has not got the members for, before anything is sampled."""
+    import torch
+
+    from rewarden.align.rewards.sources import FunctionSource
+    from rewarden.core import RewardOutput
+
+    if isinstance(source, FunctionSource):
+        output = RewardOutput(torch.zeros(1))
+    else:
+        output = source(["Hello"], [["Hello!"]], [{}]).output
+    try:
+        args.chosen_shaping()(output)
+    except ValueError as error:
+        raise ValueError(f"--shaping {args.shaping} and --reward {args.reward}: {error}") from error
+
+
+def responses(
+    args: Align,
+    accelerator: Accelerator,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    ids: Sequence[Sequence[int]],
+    writer: Writer,
+    sampling: SamplingCopy,
+) -> Responses:
+    """The starting policy's responses: those stored by the run, or sampled now by the first process."""
+    from rewarden.align import reference_responses
+    from rewarden.align.agreement import of_first
+    from rewarden.align.rewards.functions import RewardError
+
+    is_compared = judges.endogenous is not None or judges.detector is not None or judges.source.has_latents
+    count = args.reference_responses or (MIN_RESPONSES if is_compared else 64)
+
+    def sample() -> None:
+        if reference_responses.load(args.output) is not None:
+            return
+        say(f"sampling {count:,} responses of the starting policy, to compare with")
+        places = reference_responses.prompts_for(len(prompts), args.steps, args.prompts_per_step, count, args.seed)
+        reference_responses.sample_and_store(args.output, judges, prompts, ids, writer, sampling.model(), places)
+
+    try:
+        of_first(accelerator, sample)
+    except RewardError as error:
+        raise ValueError(
+            f"responses of the starting policy: {error}. Nothing was trained yet; mend the reward and begin again with --resume"
+        ) from error
+    found = reference_responses.load(args.output)
+    assert found is not None
+    return found
+
+
+def payment(args: Align, responses: Responses, prompts: Sequence[Prompt], accelerator: Accelerator) -> Payment:
+    """What the policy is paid: the shaped reward, and what else was asked for.
+
+    Args:
+        args: The options.
+        responses: Of the starting policy.
+        prompts: All that will be paid for: those of the training first, as `responses` numbers them, then the held-out ones.
+        accelerator: Joins the processes whose rewards are whitened together.
+    """
+    from rewarden.align.logs import Everyone
+    from rewarden.align.rewards import pipeline
+
+    parts = [pipeline.shaped(args.chosen_shaping())]
+    if responses.latent is not None:
+        parts += _latent_penalty(args, responses, prompts)
+    if args.endogenous_weight is not None and responses.endogenous is not None:
+        found = responses.endogenous
+        parts.append(
+            pipeline.endogenous_prior(args.endogenous_weight, mean=float(found.mean()), std=float(found.std()))
+        )
+    if args.length_penalty:
+        parts.append(pipeline.length_penalty(args.length_penalty, target=args.length_target or 0))
+    if args.truncation_penalty is not None:
+        parts.append(pipeline.truncation_penalty(args.truncation_penalty))
+    return pipeline.Payment(parts, clip=args.reward_clip, whiten=args.whiten, all_rows=Everyone(accelerator))
+
+
+def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]) -> list[Component]:
+    """IBL; without a weight the distance from all responses is only measured, and left out where that cannot be."""
+    from rewarden.align.reference_responses import classes_of
+    from rewarden.align.rewards import pipeline
+    from rewarden.monitors.mahalanobis import fit_reference
+
+    assert responses.latent is not None
+    latent = responses.latent.double()
+    if not args.ibl_weight:
+        try:
+            return [pipeline.latent_penalty(fit_reference(latent, covariance="ledoit-wolf"), 0.0)]
+        except ValueError as error:
+            say(f"distances in the latents are left out: {error}")
+            return []
+    if args.class_column is None:
+        return [pipeline.latent_penalty(fit_reference(latent, covariance=args.ibl_covariance), args.ibl_weight)]
+    classes = classes_of(responses, prompts)
+    fits = {}
+    for name in dict.fromkeys(prompt.prompt_class for prompt in prompts):
+        rows = latent[[each == name for each in classes]]
+        try:
+            fits[str(name)] = fit_reference(rows, covariance=args.ibl_covariance)
+        except ValueError as error:
+            raise ValueError(
+                f"prompt class {name!r} has {len(rows)} of the {len(latent)} reference responses: {error}; or raise "
+                "--reference-responses, or leave --class-column out"
+            ) from error
+    return [pipeline.latent_penalty(fits, args.ibl_weight)]
+
+
+def watch(args: Align, responses: Responses) -> Watch:
+    """Both monitors where there are latents; a reference too small for one is an error only if the run shall stop on it."""
+    from rewarden.monitors.cluster_separation import ClusterSeparation
+    from rewarden.monitors.mahalanobis import MahalanobisOutliers
+    from rewarden.monitors.monitor import Monitor
+    from rewarden.monitors.monitor_set import Watch
+
+    if responses.latent is None:
+        return Watch({})
+    found: dict[str, Monitor] = {}
+    for monitor in (ClusterSeparation(), MahalanobisOutliers()):
+        try:
+            monitor.start(responses.rollout())
+        except ValueError as error:
+            if args.stop_on == monitor.name:
+                raise
+            say(f"monitor {monitor.name} is left out: {error}")
+            continue
+        found[monitor.name] = monitor
+    watch = Watch(found)
+    watch.start(responses.rollout())
+    return watch
+
+
+def feedback(args: Align, judges: Judges, policy: Policy) -> FeedbackReward | None:
+    """R2M on top of the reward model; None without it."""
+    from rewarden.align.r2m.feedback import FeedbackReward
+    from rewarden.align.rewards.sources import ModelSource
+
+    settings = args.chosen_feedback()
+    if settings is None:
+        return None
+    source = judges.source
+    if not isinstance(source, ModelSource):
+        raise ValueError(
+            f"--r2m reads the hidden states of one reward model, and {args.reward} is not one; give a folder"
+        )
+    model = source.scorer.model
+    width = model.backbone.config.hidden_size
+    if args.r2m_lr is None:
+        settings = replace(settings, learning_rate=R2M_RATE / width)
+    return FeedbackReward(
+        settings, model.head, hidden_size=width,
+        policy_hidden_size=policy.backbone.config.hidden_size, total_steps=args.steps, seed=args.seed, device=policy.device,
+    )  # fmt: skip
+
+
+def retraining(args: Align, judges: Judges) -> RetrainingSteps | None:
+    """Retraining of the whole reward model; None without it."""
+    from rewarden.align.r2m.retraining_steps import RetrainingSteps
+    from rewarden.align.rewards.sources import ModelSource
+
+    if args.retrain_every is None:
+        return None
+    source = judges.source
+    if not isinstance(source, ModelSource):
+        raise ValueError(f"--retrain-every trains one reward model, and {args.reward} is not one; give a folder")
+    rate = 1e-6 if args.retrain_lr is None else args.retrain_lr
+    return RetrainingSteps(source.scorer, every=args.retrain_every, learning_rate=rate, seed=args.seed)

@@ -1,0 +1,230 @@
+"""From the options of `rewarden align` to a run, and from a run to what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rewarden.commands.build import align_folder, align_rewards
+from rewarden.commands.build.align_checks import check
+from rewarden.commands.output.provenance import say
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rewarden.align.loop import Run
+    from rewarden.align.policy import Policy
+    from rewarden.align.prompts import Prompt
+    from rewarden.commands.build.align_outputs import Finish
+    from rewarden.commands.options.align import Align
+
+
+def build(
+    args: Align, *, reward: Callable[..., Any] | None, gold: Callable[..., Any] | None, prompts: Any
+) -> tuple[Run, Finish]:
+    """Load everything, and go back to the last checkpoint where the run is resumed.
+
+    Raises:
+        ValueError: As `rewarden.commands.align.align`.
+    """
+    import torch
+
+    from rewarden.align.loop import Run
+    from rewarden.align.policy import Reference, SamplingCopy
+    from rewarden.commands.build.align_outputs import Finish
+
+    check(args, given_reward=reward is not None, given_gold=gold is not None)
+    accelerator = _accelerator(args)
+    settings = align_folder.settings_of(args, reward, gold)
+    align_folder.look(args, settings)
+    texts, held_out = _prompts(args, prompts)
+    settings[align_folder.PROMPTS] = align_folder.fingerprint([*texts, *held_out])
+    policy, tokenizer = _policy(args)
+    ids, held_out_ids = (
+        _encoded(args, policy, tokenizer, each, name)
+        for each, name in ((texts, "prompts"), (held_out, "held-out prompts"))
+    )
+    dtype = _dtype(args)
+    sampling = SamplingCopy(policy, dtype)
+    writer = _writer(args, tokenizer)
+    judges = align_rewards.judges(args, reward, gold)
+    feedback, retraining = align_rewards.feedback(args, judges, policy), align_rewards.retraining(args, judges)
+    # Only now is the folder touched: a mistyped option costs no earlier run, and leaves nothing behind.
+    align_folder.claim(args, settings, accelerator)
+    responses = align_rewards.responses(args, accelerator, judges, texts, ids, writer, sampling)
+    judges = replace(judges, payment=align_rewards.payment(args, responses, [*texts, *held_out], accelerator))
+    lr = _learning_rate(args, policy)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    run = Run(
+        folder=args.output,
+        plan=_plan(args, lr),
+        accelerator=accelerator,
+        policy=policy,
+        wrapped=policy if accelerator.num_processes == 1 else accelerator.prepare(policy),
+        optimizer=torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
+        updater=_updater(args, policy, dtype),
+        writer=writer,
+        judges=judges,
+        watch=align_rewards.watch(args, responses),
+        reference=Reference(policy),
+        sampling=sampling,
+        prompts=texts,
+        ids=ids,
+        kl_weight=args.kl_weight,
+        held_out=held_out,
+        held_out_ids=held_out_ids,
+        feedback=feedback,
+        retraining=retraining,
+    )
+    align_folder.record(args, settings, run)
+    accelerator.init_trackers("rewarden-align", config={key: str(value) for key, value in settings.items()})
+    if args.resume:
+        _resume(args, run)
+    return run, Finish(args.output, run, tokenizer)
+
+
+def _resume(args: Align, run: Run) -> None:
+    from rewarden.align import checkpoints
+
+    saved = checkpoints.steps_saved(args.output)
+    if not saved:
+        say(f"--resume: nothing was saved in {args.output}; starting from the beginning")
+        return
+    run.resume(saved[-1])
+    is_over = run.is_stopped or saved[-1] >= args.steps
+    say(f"continuing after step {saved[-1]}" + (", which was the last one" if is_over else ""))
+
+
+def _accelerator(args: Align) -> Accelerator:
+    import torch
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+
+    from rewarden.hf import distributed
+
+    distributed.start()
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError(
+            "FSDP was asked for, and policies are trained with DDP or in one process; leave --use_fsdp out"
+        )
+    known = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    for name in args.report_to:
+        if name not in known:
+            raise ValueError(
+                f"--report-to {name}: no such tracker is installed; there are {', '.join(known) or 'none'}; install its package"
+            )
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), log_with=list(args.report_to) or None,
+        project_dir=str(args.output),
+    )  # fmt: skip
+    processes_here = accelerator.num_processes
+    if args.prompts_per_step % processes_here:
+        raise ValueError(
+            f"--prompts-per-step is {args.prompts_per_step} for {processes_here} processes; take a multiple of that"
+        )
+    if args.minibatches > args.prompts_per_step // processes_here:
+        raise ValueError(
+            f"--minibatches is {args.minibatches}, and each of {processes_here} processes has "
+            f"{args.prompts_per_step // processes_here} prompts of a step; every minibatch needs one: take fewer"
+        )
+    return accelerator
+
+
+def _prompts(args: Align, given: Any) -> tuple[list[Prompt], list[Prompt]]:
+    from rewarden.align.prompts import load_prompts, split_held_out
+
+    found = load_prompts(args.prompts if given is None else given, class_column=args.class_column)
+    rest, held_out = split_held_out(found.prompts, args.held_out, args.seed)
+    say(
+        f"prompts: {len(found.prompts) + found.duplicates:,} read, {len(rest):,} to train on"
+        + (f", {len(held_out):,} held out" if held_out else "")
+        + (f", {found.duplicates:,} that repeat others left out" if found.duplicates else "")
+    )
+    return rest, held_out
+
+
+def _policy(args: Align) -> tuple[Policy, Any]:
+    import torch
+
+    from rewarden.align.policy import Policy
+    from rewarden.hf.model.adapters import add_lora
+    from rewarden.hf.model.backbone import load_tokenizer
+
+    lora = args.plain_adapters()
+    tokenizer = load_tokenizer(args.policy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        policy = Policy.load(args.policy, layout=args.layout, has_values=args.chosen_algorithm().has_values)
+    if lora is not None:
+        add_lora(policy, lora, seed=args.seed)
+    return policy.to(policy.device), tokenizer
+
+
+def _encoded(args: Align, policy: Policy, tokenizer: Any, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
+    from rewarden.align.prompts import encode_prompts
+
+    if not prompts:
+        return []
+    context = getattr(policy.backbone.config.get_text_config(), "max_position_embeddings", None)
+    room = args.max_prompt_length if context is None else min(args.max_prompt_length, context - args.max_new_tokens)
+    if room < 1:
+        raise ValueError(
+            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context} tokens at most, which leaves no room "
+            "for a prompt; take fewer"
+        )
+    found = encode_prompts(tokenizer, prompts, max_length=room, raw=args.raw)
+    if found.truncated:
+        why = "" if room == args.max_prompt_length else f", what {args.policy} has room for"
+        say(f"{name}: {found.truncated:,} of {len(prompts):,} cut from the left to {room} tokens{why}")
+    empty = [prompt.row for prompt, ids in zip(prompts, found.ids, strict=True) if not ids]
+    if empty:
+        raise ValueError(f"row {empty[0]}: the prompt has no tokens, so nothing can be continued; leave the row out")
+    return found.ids
+
+
+def _dtype(args: Align) -> Any:
+    import torch
+
+    from rewarden.hf.training import fit
+
+    is_bf16 = args.precision == "bf16" or (args.precision == "auto" and fit.bf16_pays())
+    return torch.bfloat16 if is_bf16 else torch.float32
+
+
+def _learning_rate(args: Align, policy: Policy) -> float:
+    if args.lr is not None:
+        return args.lr
+    return (10 if args.lora else 1) * 0.0075 / policy.backbone.config.get_text_config().hidden_size
+
+
+def _writer(args: Align, tokenizer: Any) -> Any:
+    from rewarden.align.rollouts import Writer
+    from rewarden.hf.generation.token_choice import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k
+    )
+    return Writer(tokenizer, sampling, args.group_size, args.seed, args.max_rows)
+
+
+def _plan(args: Align, lr: float) -> Any:
+    from rewarden.align.loop import Plan
+
+    return Plan(
+        steps=args.steps, prompts_per_step=args.prompts_per_step, seed=args.seed, lr=lr, warmup_steps=args.warmup_steps,
+        save_every=args.save_every, eval_every=args.eval_every, report_every=args.report_every,
+        keep_checkpoints=args.keep_checkpoints, mask_truncated=args.truncated == "mask", stop_on=args.stop_on,
+    )  # fmt: skip
+
+
+def _updater(args: Align, policy: Policy, dtype: Any) -> Any:
+    from rewarden.align.update import Updater
+
+    return Updater(
+        algorithm=args.chosen_algorithm(), kl_weight=args.kl_weight, temperature=args.temperature,
+        longest=args.max_new_tokens, epochs=args.policy_epochs, minibatches=args.minibatches,
+        batch_tokens=args.batch_tokens or (4096 if policy.device.type == "cpu" else 16384),
+        max_grad_norm=args.max_grad_norm, seed=args.seed, dtype=dtype,
+    )  # fmt: skip

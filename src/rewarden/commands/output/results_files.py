@@ -1,0 +1,129 @@
+"""The files that an evaluation leaves: JSON for programs, CSV for tables, JSON Lines for recomputing, HTML for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewarden.files import write_text
+
+if TYPE_CHECKING:
+    from rewarden.commands.measure import Material, Measured
+
+SET_COLUMNS = (
+    "set",
+    "n_pairs",
+    "ties",
+    "truncated",
+    "nll",
+    "brier",
+    "ece",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "length_slope",
+)
+PAIR_COLUMNS = (
+    "set",
+    "where",
+    "source",
+    "chosen_reward",
+    "rejected_reward",
+    "gap",
+    "chosen_uncertainty",
+    "rejected_uncertainty",
+    "chosen_length",
+    "rejected_length",
+    "truncated",
+)
+
+
+def write_results(
+    folder: Path, results: Mapping[str, Any], measured: Mapping[str, Measured], material: Material
+) -> None:
+    """results.json, results.csv, pairs.csv and benchmarks/NAME.jsonl, each written whole or not at all.
+
+    The CSV files have a first column "model" when there are several.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    several = len(measured) > 1
+    mark = {label: {"model": label} if several else {} for label in measured}
+    sets = [mark[label] | row for label, each in measured.items() for row in _sets(each.results)]
+    pairs = [mark[label] | row for label, each in measured.items() for row in each.pairs]
+    first = ("model",) if several else ()
+    write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "results.csv", _csv((*first, *SET_COLUMNS), sets))
+    write_text(folder / "pairs.csv", _csv((*first, *PAIR_COLUMNS), pairs))
+    for name in material.benchmarks:
+        (folder / "benchmarks").mkdir(exist_ok=True)
+        rows = benchmark_rows(name, material, measured)
+        write_text(folder / "benchmarks" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def benchmark_rows(name: str, material: Material, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """The rewards that every model gave to a benchmark, one row per prompt with its completions, in the file's order.
+
+    Returns:
+        "where": place in the benchmark's file; "subset": the part of the benchmark; "prompt_key": see
+        `rewarden.data.prompt_key`; "correct": whether each completion is a right one; "rewards": by model, one per
+        completion, in the same order.
+    """
+    from rewarden.data import prompt_key
+
+    _, items = material.benchmarks[name]
+    return [
+        {
+            "where": item.where,
+            "subset": item.subset,
+            "prompt_key": prompt_key(item.prompt),
+            "correct": item.correct,
+            "rewards": {label: each.rewards[name][number] for label, each in measured.items()},
+        }
+        for number, item in enumerate(items)
+    ]
+
+
+def write_page(
+    path: Path,
+    models: dict[str, dict[str, Any]],
+    *,
+    title: str,
+    notes: tuple[str, ...] = (),
+    comparisons: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """The report, with what is needed to repeat it."""
+    import shlex
+
+    from rewarden.commands.output.provenance import versions
+    from rewarden.report.models.report import write_report
+
+    command = "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    facts = {"command": command} | versions()
+    write_report(path, models=models, title=title, notes=notes, facts=facts, comparisons=comparisons)
+
+
+def _sets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of results.csv for one model."""
+    rows = []
+    for name, found in results["sets"].items():
+        accuracy = found["accuracy"]
+        rows.append(
+            {"set": name}
+            | {key: found[key] for key in ("n_pairs", "ties", "truncated", "nll", "brier", "ece")}
+            | {"accuracy": accuracy["value"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
+            | {"length_slope": found["length_slope"]["value"]}
+        )
+    return rows
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

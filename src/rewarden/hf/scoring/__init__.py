@@ -1,0 +1,1 @@
+"""Rewards of completions, whoever says them."""

@@ -1,0 +1,1 @@
+"""HTML pages, made from numbers that others computed."""

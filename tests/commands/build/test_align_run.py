@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from rewarden.commands.build import align_run
+
+from ..policy_runs import ROWS, ascii_share, metrics, options, policy, random_policy, rollouts, run  # noqa: F401 (a fixture)
+
+
+def build(policy: Path, output: Path, rows: list = ROWS, **changes: object):  # noqa: F811
+    return align_run.build(options(policy, output, **changes), reward=ascii_share, gold=None, prompts=rows)[0]
+
+
+def test_a_run_is_what_the_options_say(policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    found = build(
+        policy, tmp_path / "run", algorithm="ppo", policy_epochs=2, minibatches=2, kl_weight=0.3, warmup_steps=4, held_out=2,
+        truncated="mask", max_grad_norm=0.5, temperature=0.7, top_k=9, seed=3, batch_tokens=77,
+    )  # fmt: skip
+    assert (found.updater.epochs, found.updater.minibatches, found.updater.updates) == (2, 2, 4)
+    assert (found.updater.kl_weight, found.kl_weight, found.updater.max_grad_norm) == (0.3, 0.3, 0.5)
+    assert (found.updater.temperature, found.updater.batch_tokens, found.updater.dtype) == (0.7, 77, torch.float32)
+    assert (found.plan.warmup_steps, found.plan.mask_truncated, found.plan.seed) == (4, True, 3)
+    assert (found.writer.sampling.top_k, found.writer.sampling.temperature, found.writer.seed) == (9, 0.7, 3)
+    assert len(found.held_out) == len(found.held_out_ids) == 2
+    assert len(found.prompts) == len(found.ids) == 4
+    assert found.policy.value_head is not None
+    assert found.optimizer.defaults["weight_decay"] == 0
+
+
+def test_the_learning_rate_depends_on_the_width(policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    assert build(policy, tmp_path / "a", lr=None).plan.lr == pytest.approx(0.0075 / 32)
+    assert build(policy, tmp_path / "b", lr=None, lora=True).plan.lr == pytest.approx(0.075 / 32)
+    assert build(policy, tmp_path / "c", lr=0.5).plan.lr == 0.5
+
+
+def test_the_record_says_what_ran(policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    build(policy, tmp_path / "run", algorithm="grpo", seed=2)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["arguments"]["seed"] == record["settings"]["seed"] == 2
+    assert record["algorithm"]["baseline"] == "standardised"
+    assert (record["precision"], record["layout"], record["processes"]) == ("float32", "tree", 1)
+    assert record["reward"]["function"] == "ascii_share"
+    assert record["versions"]["torch"]
+
+
+@pytest.mark.parametrize("changes", [{"endogenous": "empty", "endogenous_weight": 1.0}, {"rows": [{"prompt": ""}]}])
+def test_what_fails_to_load_leaves_nothing_behind(changes: dict, policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    """And costs no earlier run that should be replaced."""
+    output, changes = tmp_path / "run", dict(changes)
+    rows = changes.pop("rows", ROWS)
+    if "endogenous" in changes:
+        (tmp_path / "empty").mkdir()
+        changes["endogenous"] = str(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"."):
+        build(policy, output, rows, **changes)
+    assert not output.exists()
+    build(policy, output)
+    before = sorted(path.name for path in output.rglob("*"))
+    with pytest.raises(ValueError, match=r"."):
+        build(policy, output, rows, overwrite=True, **changes)
+    assert sorted(path.name for path in output.rglob("*")) == before
+
+
+def test_other_prompts_are_refused_when_a_run_is_continued(policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    build(policy, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"content of --prompts was \w{16} and is \w{16}"):
+        build(policy, tmp_path / "run", ROWS[:-1], resume=True)
+
+
+def test_counts_are_said(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    rows = [*ROWS, ROWS[0], {"prompt": "x" * 99}]
+    found = build(policy, tmp_path / "run", rows, max_prompt_length=40, held_out=2)
+    said = capsys.readouterr().err
+    assert "prompts: 8 read, 5 to train on, 2 held out, 1 that repeat others left out\n" in said
+    assert "1 of " in said
+    assert "cut from the left to 40 tokens\n" in said
+    assert "sampling 8 responses of the starting policy" in said
+    assert max(map(len, [*found.ids, *found.held_out_ids])) == 40
+
+
+def test_prompts_leave_room_for_the_completion(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The policy's own limit counts, whatever --max-prompt-length says."""
+    small = random_policy(tiny, tmp_path / "small", max_position_embeddings=32)
+    found = build(small, tmp_path / "run", [{"prompt": "y" * 99}, {"prompt": "z"}], max_new_tokens=12)
+    assert "prompts: 1 of 2 cut from the left to 20 tokens, what " in capsys.readouterr().err
+    assert max(map(len, found.ids)) == 20
+    with pytest.raises(
+        ValueError, match=r"--max-new-tokens is 32, and .* reads 32 tokens at most, which leaves no room"
+    ):
+        build(small, tmp_path / "other", max_new_tokens=32)
+
+
+def test_turns_go_through_the_template_and_plain_text_need_not(policy: Path, tmp_path: Path) -> None:  # noqa: F811
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hm"},
+        {"role": "user", "content": "?"},
+    ]
+    rows = [{"prompt": turns}, {"prompt": "plain"}]
+    chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    found = build(policy, tmp_path / "chat", rows)
+    assert [tokenizer.decode(ids) for ids in found.ids] == [chat, "<user>plain<end><assistant>"]
+    found = build(policy, tmp_path / "raw", rows, raw=True)
+    assert [tokenizer.decode(ids) for ids in found.ids] == [chat, "plain"]
+
+
+def test_continuing_says_from_where(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    output = tmp_path / "run"
+    build(policy, output, resume=True)
+    assert "--resume: nothing was saved in " in capsys.readouterr().err
+    run(policy, output, resume=True)
+    assert build(policy, output, resume=True, steps=4).step == 3
+    assert "continuing after step 3\n" in capsys.readouterr().err
+    assert build(policy, output, resume=True).step == 3
+    assert "continuing after step 3, which was the last one\n" in capsys.readouterr().err
+
+
+def test_reference_responses_are_sampled_once(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    build(policy, tmp_path / "run")
+    before = (tmp_path / "run" / "reference" / "tensors.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    build(policy, tmp_path / "run", resume=True)
+    assert "sampling" not in capsys.readouterr().err
+    assert (tmp_path / "run" / "reference" / "tensors.safetensors").stat().st_mtime_ns == before
+
+
+def test_trackers_are_known_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--report-to nobody: no such tracker is installed; there are"):
+        build(tmp_path / "nowhere", tmp_path / "run", report_to=("nobody",))
+
+
+def test_sharding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for"):
+        build(tmp_path / "nowhere", tmp_path / "run")

@@ -1,0 +1,165 @@
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from rewarden import cli
+from rewarden.commands.options.endogenous import EndogenousOptions
+from rewarden.commands.options.judge import JudgeOptions, judge_report
+from rewarden.commands.options.scoring import ScoringOptions
+from rewarden.commands.score import Score, score
+from rewarden.hf.scoring.judges import GenerativeVerifier, PairwiseJudge, PointwiseJudge
+from rewarden.hf.scoring.local_chat import LocalChat
+from rewarden.judging.endpoint import ChatEndpoint
+from rewarden.judging.templates import DEFAULTS
+
+URL = "http://localhost:1/v1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "judge"), [("verifier", GenerativeVerifier), ("pointwise", PointwiseJudge), ("pairwise", PairwiseJudge)]
+)
+def test_a_local_model(tiny, kind, judge):
+    scorer = JudgeOptions(judge=str(tiny), judge_kind=kind).scorer(ScoringOptions(layout="padded", batch_tokens=77))
+    assert type(scorer) is judge
+    assert scorer.template == DEFAULTS[kind]
+    assert isinstance(scorer.answerer, LocalChat)
+    assert (scorer.answerer.model.layout, scorer.answerer.batch_tokens) == ("padded", 77)
+    assert len(scorer(["hi"], [["ho", "hm"]])[0]) == 2
+
+
+def test_an_endpoint(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    scorer = JudgeOptions(
+        judge=URL, judge_model="m", api_key_env="MY_KEY", judge_extra='{"seed": 1}', judge_workers=3
+    ).scorer(ScoringOptions())
+    assert scorer.answerer == ChatEndpoint(URL, "m", api_key_env="MY_KEY", workers=3, extra={"seed": 1})
+    assert "secret" not in repr(scorer) + json.dumps(scorer.record)
+    assert JudgeOptions(judge=URL, judge_model="m").scorer(ScoringOptions()).answerer.api_key_env == "OPENAI_API_KEY"
+    assert JudgeOptions(judge=URL, judge_model="m", api_key_env="").scorer(ScoringOptions()).answerer.api_key_env == ""
+
+
+def test_wording_and_reading_of_one_s_own(tmp_path):
+    path = tmp_path / "template.toml"
+    path.write_text('user = "{prompt}{completion}"\n')
+    options = JudgeOptions(judge=URL, judge_model="m", template=path, judge_reading="log_yes")
+    scorer = options.scorer(ScoringOptions())
+    assert (scorer.template.user, scorer.reading) == ("{prompt}{completion}", "log_yes")
+    assert JudgeOptions(judge=URL, judge_model="m").scorer(ScoringOptions()).reading == "log_odds"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"judge_kind": "pairwise"}, "got --judge-kind without --judge"),
+        ({"template": "t.toml"}, "got --template without --judge"),
+        ({"api_key_env": ""}, "got --api-key-env without --judge"),
+        ({"judge": "folder", "judge_model": "m"}, "got --judge-model with the local model folder"),
+        ({"judge": "folder", "judge_workers": 2}, "got --judge-workers with the local model"),
+        ({"judge": URL}, "without --judge-model"),
+        (
+            {"judge": URL, "judge_model": "m", "judge_kind": "pairwise", "judge_reading": "log_yes"},
+            "--judge-reading belongs",
+        ),
+        ({"judge": URL, "judge_model": "m", "api_key_env": "NOT_SET_AT_ALL"}, "--api-key-env NOT_SET_AT_ALL"),
+        ({"judge": URL, "judge_model": "m", "judge_extra": "{"}, "--judge-extra is no JSON"),
+        ({"judge": URL, "judge_model": "m", "judge_extra": "[1]"}, r"--judge-extra is \[1\]"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        JudgeOptions(**options).check()
+
+
+def test_options_that_fit_pass():
+    JudgeOptions().check()
+    JudgeOptions(judge="folder", judge_kind="pairwise").check()
+    JudgeOptions(judge=URL, judge_model="m", judge_kind="pointwise").check()
+    with pytest.raises(ValueError, match="got no --judge"):
+        JudgeOptions().scorer(ScoringOptions())
+
+
+@pytest.mark.parametrize(
+    ("judge", "unused"),
+    [
+        ("folder", {"shaping": "worst"}),
+        ("folder", {"raw": True}),
+        (URL, {"standardise": True}),
+        (URL, {"layout": "tree"}),
+        (URL, {"batch_tokens": 9}),
+    ],
+)
+def test_options_of_trained_models_are_refused(judge, unused):
+    options = JudgeOptions(judge=judge, judge_model="m" if judge == URL else None)
+    name = next(iter(unused)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"got --{name} with --judge {judge}"):
+        options.scorer(ScoringOptions(**unused))
+
+
+def test_from_the_options_to_scores_over_http(monkeypatch):
+    """The judge prefers what has more letters, whatever the order."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = body["messages"][-1]["content"]
+            first, second = (text.split(f"[Answer {k}]\n")[1].split("\n[End")[0] for k in "AB")
+            said = "A" if len(first) > len(second) else "B" if len(first) < len(second) else "Tie"
+            content = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        scorer = JudgeOptions(judge=url, judge_model="m", judge_kind="pairwise", api_key_env="").scorer(
+            ScoringOptions()
+        )
+        found = scorer(["q", "r"], [["xx", "x", "xxx"], ["same", "size"]])
+        server.shutdown()
+        thread.join()
+    assert [[score.reward for score in group] for group in found] == [[2, 1, 3], [1.5, 1.5]]
+    assert judge_report(scorer)["questions"] == 8
+    assert judge_report(scorer) == scorer.tally.report()
+
+
+# --- In the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "completions": ["a", "b b", "a"]}) + "\n" for p in ("hi", "ho")))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "questions"), [("verifier", 4), ("pointwise", 4), ("pairwise", 4)])
+def test_a_judge_scores_a_file(tiny, rows, tmp_path, capsys, kind, questions):
+    output = tmp_path / "out.jsonl"
+    words = ["--judge", str(tiny), "--judge-kind", kind, "--input", str(rows), "--output", str(output), "--json"]
+    assert cli.main(["score", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["judge"]["questions"] == questions
+    for line in output.read_text().splitlines():
+        first, second, third = json.loads(line)["rewards"]
+        assert first == third
+        assert kind != "pairwise" or first + second + third == 6
+
+
+def test_a_judge_stands_alone(tiny, rows, tmp_path):
+    for more in ({"model": tiny}, {"endogenous": EndogenousOptions(endogenous=str(tiny))}):
+        args = Score(input=rows, output=tmp_path / "o.jsonl", judge=JudgeOptions(judge=str(tiny)), **more)
+        with pytest.raises(ValueError, match="got --judge beside"):
+            score(args)
+
+
+def test_options_of_a_judge_without_one_are_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="without --judge"):
+        score(Score(input=rows, output=tmp_path / "o.jsonl", judge=JudgeOptions(judge_kind="pairwise")))
