@@ -44,7 +44,7 @@ from transformers import (
 from rewarden.align import logs
 from rewarden.align.loop import Run
 from rewarden.align.rewards.judges import Judges
-from rewarden.align.rollouts import Writer
+from rewarden.align.rollouts import RolloutSampler
 from rewarden.align.update import Passes, Table, Targets, Updater
 from rewarden.assets import DATA, resolve
 from rewarden.commands.build import align_run
@@ -52,7 +52,7 @@ from rewarden.commands.options.align import Align
 from rewarden.data import load_gold
 from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.tokens import TokenGroup
-from rewarden.monitors.monitor_set import Watch
+from rewarden.monitors.monitor_set import MonitorSet
 
 SETTINGS: dict[str, tuple[str, dict[str, bool]]] = {
     "": ("bf16", {}),
@@ -368,11 +368,11 @@ def main(args: AlignVsTrl) -> None:
     """Measure and print."""
     clocks = {"trl": Clock(), "ours": Clock()}
     for owner, name, phase in (
-        (Writer, "__call__", "sampling"),
+        (RolloutSampler, "__call__", "sampling"),
         (Updater, "reference", "reference"),
         (Updater, "__call__", "update"),
         (Judges, "judged", "reward"),
-        (Watch, "look", "monitors"),
+        (MonitorSet, "look", "monitors"),
         (logs, "write_rollouts", "rollouts"),
     ):
         clocks["ours"].around(owner, name, phase)

@@ -13,6 +13,7 @@ import rewarden
 
 SOURCE = Path(rewarden.__file__).parent
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 HEAVY = ("transformers", "datasets", "accelerate", "plotly", "rich", "scipy", "sklearn", "pyarrow", "tyro")
@@ -107,9 +108,129 @@ def test_help_is_instant() -> None:
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 400
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lines = {node.name: node.end_lineno - node.body[0].lineno + 1 for node in functions if node.end_lineno}
+    lines = lengths(ast.parse(text))
     assert {name: length for name, length in lines.items() if length >= 60} == {}
+
+
+def lengths(node: ast.AST, prefix: str = "") -> dict[str, int]:
+    """Lines of every function's body by its qualified name: two classes may both have a `forward`."""
+    found: dict[str, int] = {}
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert child.end_lineno is not None
+            found[f"{prefix}{child.name}:{child.lineno}"] = child.end_lineno - child.body[0].lineno + 1
+        name = getattr(child, "name", None)
+        found |= lengths(child, f"{prefix}{name}." if isinstance(name, str) else prefix)
+    return found
+
+
+def test_equal_names_in_one_file_are_measured_apart() -> None:
+    code = (
+        "class A:\n    def f(self):\n        x = 1\n        return x\n\nclass B:\n    def f(self):\n        return 1\n"
+    )
+    assert lengths(ast.parse(code)) == {"A.f:2": 2, "B.f:7": 1}
+
+
+def module_name(path: Path) -> str:
+    parts = ("rewarden", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imports(tree: ast.Module) -> list[tuple[str, str]]:
+    """Every (module, name) that is imported from the package: at the top, in functions, and for type checkers alone."""
+    return [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rewarden"
+        for alias in node.names
+    ]
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    reach = {name: set(targets) for name, targets in arrows.items()}
+    for middle in reach:
+        for start in reach:
+            if middle in reach[start]:
+                reach[start] |= reach[middle]
+    groups = {
+        tuple(sorted(o for o in reach[name] if name in reach.get(o, ()))) for name in reach if name in reach[name]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {name: set() for name in TREES}
+    for name, tree in TREES.items():
+        for module, what in imports(tree):
+            arrows[name].add(f"{module}.{what}" if f"{module}.{what}" in TREES else module)
+    arrows["rewarden"] = set()  # the map of public names points everywhere, and is asked for none but the version
+    assert circles(arrows) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def names_at_top(body: list[ast.stmt]) -> set[str]:
+    """What a module defines itself: functions, classes and constants."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            found |= names_at_top([*node.body, *node.orelse])
+    return found
+
+
+DEFINED = {name: names_at_top(tree.body) for name, tree in TREES.items()}
+CALLERS = sorted(
+    [*FILES, *(path for folder in ("tests", "runs", "benchmarks") for path in (ROOT / folder).rglob("*.py"))]
+)
+
+
+@pytest.mark.parametrize("path", CALLERS, ids=[str(path.relative_to(ROOT)) for path in CALLERS])
+def test_names_are_imported_from_where_they_are_defined(path: Path) -> None:
+    wrong = [
+        f"{name} from {module}"
+        for module, name in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if module in TREES and module != "rewarden"
+        and name not in DEFINED[module] and f"{module}.{name}" not in TREES
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_no_two_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for name, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    folders: dict[Path, int] = {}
+    for path in FILES:
+        if path.name != "__init__.py":
+            folders[path.parent] = folders.get(path.parent, 0) + 1
+    assert {str(folder): number for folder, number in folders.items() if number > 16} == {}
+
+
+def test_privates_stay_in_their_module() -> None:
+    wrong = [
+        f"{n}: {what} from {m}"
+        for n, tree in TREES.items()
+        for m, what in imports(tree)
+        if what.startswith("_") and what != "__version__"
+    ]
+    assert wrong == []
 
 
 def test_no_file_is_named_after_nothing() -> None:

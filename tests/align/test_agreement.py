@@ -7,21 +7,21 @@ import textwrap
 import pytest
 from accelerate import Accelerator
 
-from rewarden.align.agreement import agreed, of_first
+from rewarden.align.agreement import all_or_none, on_main
 
 
 def test_alone_it_is_the_action():
     accelerator = Accelerator(cpu=True)
-    assert agreed(accelerator, lambda: 7) == 7
-    assert of_first(accelerator, lambda: {"a": 1}) == {"a": 1}
+    assert all_or_none(accelerator, lambda: 7) == 7
+    assert on_main(accelerator, lambda: {"a": 1}) == {"a": 1}
     with pytest.raises(ZeroDivisionError):
-        agreed(accelerator, lambda: 1 // 0)
+        all_or_none(accelerator, lambda: 1 // 0)
 
 
 CHILD = textwrap.dedent(
     """
     from accelerate import Accelerator
-    from rewarden.align.agreement import agreed, of_first
+    from rewarden.align.agreement import all_or_none, on_main
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
@@ -39,10 +39,10 @@ CHILD = textwrap.dedent(
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    print(outcome(lambda: agreed(accelerator, lambda: act(None, rank))))
-    print(outcome(lambda: agreed(accelerator, lambda: act(1, rank))))
-    print(outcome(lambda: of_first(accelerator, lambda: act(None, rank))))
-    print(outcome(lambda: of_first(accelerator, lambda: act(0, rank))))
+    print(outcome(lambda: all_or_none(accelerator, lambda: act(None, rank))))
+    print(outcome(lambda: all_or_none(accelerator, lambda: act(1, rank))))
+    print(outcome(lambda: on_main(accelerator, lambda: act(None, rank))))
+    print(outcome(lambda: on_main(accelerator, lambda: act(0, rank))))
     print(done)
     """
 )

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from rewarden.align import checkpoints, logs
-from rewarden.align.loop import Plan, Run
+from rewarden.align.loop import Run, RunPlan
 from rewarden.commands.build import align_run
 from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.monitors.monitor import Monitor, Report
-from rewarden.monitors.monitor_set import Watch
+from rewarden.monitors.monitor_set import MonitorSet
 
 _spec = importlib.util.spec_from_file_location("policy_runs", Path(__file__).parents[1] / "commands" / "policy_runs.py")
 runs = importlib.util.module_from_spec(_spec)
@@ -77,7 +77,7 @@ def test_divergence_is_charged_in_the_reward(policy, tmp_path):
 
 
 def test_the_learning_rate_rises_to_its_value():
-    plan = Plan(steps=9, prompts_per_step=1, seed=0, lr=3.0, warmup_steps=2)
+    plan = RunPlan(steps=9, prompts_per_step=1, seed=0, lr=3.0, warmup_steps=2)
     assert [plan.lr_of(step) for step in (1, 2, 3, 4, 9)] == [1.0, 2.0, 3.0, 3.0, 3.0]
 
 
@@ -201,7 +201,7 @@ class Bell(Monitor):
 
 
 def with_bell(run, *steps, stops=True):
-    run.watch = Watch({"bell": Bell(*steps)})
+    run.watch = MonitorSet({"bell": Bell(*steps)})
     run.watch.start(None)
     run.plan = replace(run.plan, stop_on="bell" if stops else None)
     return run
@@ -242,7 +242,7 @@ def test_without_stopping_the_best_stays_that_before_the_first_alarm(policy, tmp
 def test_a_stopped_run_stays_stopped(policy, tmp_path, monkeypatch):
     """Resumed with the same wish it does not go on; without the wish it does."""
     with_bell(built(policy, tmp_path / "run", steps=5), 2)()
-    monkeypatch.setattr(align_run.align_judges, "watch", lambda *_: Watch({"bell": Bell(2)}))
+    monkeypatch.setattr(align_run.align_rewards, "watch", lambda *_: MonitorSet({"bell": Bell(2)}))
     again = built(policy, tmp_path / "run", steps=5, resume=True)
     assert again.step == 2
     again.plan = replace(again.plan, stop_on="bell")

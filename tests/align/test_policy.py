@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from rewarden.align.policy import Policy, Reference, SamplingCopy, policy_batch
+from rewarden.align.policy import Policy, ReferencePolicy, SamplingCopy, policy_batch
 from rewarden.hf.model.adapters import Lora, add_lora
 from rewarden.hf.tokens import TokenGroup
 
@@ -202,7 +202,7 @@ def test_under_bfloat16_the_heads_stay_in_float32(policy) -> None:
 
 def test_reference_stays_at_the_start(policy) -> None:
     batch = batch_of(policy)
-    reference = Reference(policy)
+    reference = ReferencePolicy(policy)
     with torch.no_grad():
         start = policy(batch, 0.7).log_prob
     assert torch.equal(reference(batch, 0.7), start)  # so the divergence is exactly 0 at step 0
@@ -223,7 +223,7 @@ def test_reference_of_adapters_is_the_model_without_them(policy) -> None:
     add_lora(policy, Lora(rank=2))
     trained = [name for name, each in policy.named_parameters() if each.requires_grad]
     assert len(trained) == 2 * 14 + 2  # A and B of seven layers in two blocks, and the value head
-    reference = Reference(policy)
+    reference = ReferencePolicy(policy)
     assert reference.policy is policy  # no second copy of the weights
     with torch.no_grad():
         assert torch.equal(policy(batch, 0.7).log_prob, base)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewarden.align import reference_responses
 from rewarden.align.prompts import Prompt, prompts_of_step
-from rewarden.align.rollouts import Rollouts, Writer
+from rewarden.align.rollouts import Rollouts, RolloutSampler
 from rewarden.core import RewardOutput
 from rewarden.hf.generation.token_choice import Sampling
 from rewarden.monitors.mahalanobis import fit_reference
@@ -84,11 +84,11 @@ def model() -> LlamaForCausalLM:
 @pytest.fixture
 def sample(tokenizer, model, tmp_path):
     """sample(judges): sample and store, with groups of three in the writer."""
-    writer = Writer(tokenizer, Sampling(6, temperature=1.0), group_size=3, seed=11, max_rows=5)
+    writer = RolloutSampler(tokenizer, Sampling(6, temperature=1.0), group_size=3, seed=11, max_rows=5)
 
     def one(judges: Judges) -> Rollouts:
         reference_responses.sample_and_store(tmp_path, judges, PROMPTS, IDS, writer, model, PLACES)
-        single = Writer(tokenizer, Sampling(6, temperature=1.0), group_size=1, seed=11, max_rows=64)
+        single = RolloutSampler(tokenizer, Sampling(6, temperature=1.0), group_size=1, seed=11, max_rows=64)
         return single(model, [PROMPTS[i] for i in PLACES], [IDS[i] for i in PLACES], step=0)
 
     return one

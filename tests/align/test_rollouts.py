@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewarden.align import rollouts
 from rewarden.align.prompts import Prompt
-from rewarden.align.rollouts import Rollouts, Writer, kept_rows
+from rewarden.align.rollouts import Rollouts, RolloutSampler, kept_rows
 from rewarden.hf.generation.sampler import sample
 from rewarden.hf.generation.token_choice import Sampling, row_uniforms
 from rewarden.hf.tokens import TokenGroup
@@ -33,8 +33,8 @@ def model() -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def writer(tokenizer) -> Writer:
-    return Writer(tokenizer, Sampling(NEW, temperature=0.9), group_size=3, seed=11, max_rows=64)
+def writer(tokenizer) -> RolloutSampler:
+    return RolloutSampler(tokenizer, Sampling(NEW, temperature=0.9), group_size=3, seed=11, max_rows=64)
 
 
 def tokens_of(written: Rollouts) -> list[list[int]]:

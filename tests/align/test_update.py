@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rewarden.align.policy import Policy, Reference
+from rewarden.align.policy import Policy, ReferencePolicy
 from rewarden.align.update import Passes, Table, Targets, Updater, join_states
 from rewarden.methods.policy_feedback import PolicyStates
 from rewarden.rl.algorithms import ALGORITHMS, Algorithm, changed
@@ -275,7 +275,7 @@ def test_passes_before_the_update_are_those_of_the_stock_model(layout: str, step
     old, value, states = update.old(policy, plan, SHAPE)
     torch.testing.assert_close(old, log_probs, atol=1e-4, rtol=0)
     torch.testing.assert_close(value, values, atol=1e-4, rtol=1e-4)
-    assert torch.equal(update.reference(Reference(policy), plan, SHAPE), old)  # a divergence of exactly 0
+    assert torch.equal(update.reference(ReferencePolicy(policy), plan, SHAPE), old)  # a divergence of exactly 0
     assert states.hidden.dtype == torch.bfloat16 and not states.hidden.requires_grad
     row = 0
     for each in GROUPS:
@@ -392,7 +392,7 @@ def test_in_bfloat16_the_body_is_rounded_alike_in_all_passes(accelerator, step) 
     old, value, _ = update.old(step.policy, plan, SHAPE)
     exact, _, _ = replace(update, dtype=torch.float32).old(step.policy, plan, SHAPE)
     assert 1e-4 < (old - exact).abs().mean() < 0.5
-    assert torch.equal(update.reference(Reference(step.policy), plan, SHAPE), old)
+    assert torch.equal(update.reference(ReferencePolicy(step.policy), plan, SHAPE), old)
     targets = of(PPO, step)
     found, seen = run(accelerator, step, update, targets, passes=step.passes._replace(old=old, value=value))
     assert found.clipped == 0  # the update's own pass rounds as the pass before did

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarden.benchmarks.reading import Row, benchmark_rows, one_of, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, benchmark_rows, one_of, short_name
 from rewarden.files import DataError
 
 
@@ -15,7 +15,10 @@ def rows(source, pick=list):
 def test_a_json_array_gives_rows_that_know_their_file(tmp_path):
     path = tmp_path / "chat_filtered.json"
     path.write_text(json.dumps([{"a": 1}, {"a": 2}]), encoding="utf-8")
-    assert rows(path) == [Row({"a": 1}, f"{path}, row 1", path), Row({"a": 2}, f"{path}, row 2", path)]
+    assert rows(path) == [
+        BenchmarkRow({"a": 1}, f"{path}, row 1", path),
+        BenchmarkRow({"a": 2}, f"{path}, row 2", path),
+    ]
     assert rows(str(path)) == rows(path)
 
 
@@ -28,8 +31,8 @@ def test_packed_arrays_and_tasks_with_examples(tmp_path):
 def test_json_lines_and_rows_in_memory(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n', encoding="utf-8")
-    assert rows(path) == [Row({"a": 1}, f"{path}, row 1", path)]
-    assert rows([{"a": 1}]) == [Row({"a": 1}, "data, row 1", None)]
+    assert rows(path) == [BenchmarkRow({"a": 1}, f"{path}, row 1", path)]
+    assert rows([{"a": 1}]) == [BenchmarkRow({"a": 1}, "data, row 1", None)]
 
 
 def test_a_folder_gives_its_files_by_name_and_pick_chooses(tmp_path):
@@ -66,7 +69,7 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 
 def test_columns_by_any_of_their_names():
-    row = Row({"a": None, "b": "text", "c": ["x"]}, "here", None)
+    row = BenchmarkRow({"a": None, "b": "text", "c": ["x"]}, "here", None)
     assert row.get("a", "b") == "text" and row.get("a") is None
     assert row.need("b", schema="s") == "text" and row.texts("c", schema="s") == ["x"]
     with pytest.raises(
@@ -78,7 +81,7 @@ def test_columns_by_any_of_their_names():
 
 
 def test_one_of_takes_the_longest_beginning_and_names_the_known_ones():
-    row = Row({}, "here", None)
+    row = BenchmarkRow({}, "here", None)
     known = {"live": "short", "livecode": "long"}
     assert one_of(known, "LiveCodeBench", row, "x") == "long"
     assert one_of(known, "livebench", row, "x") == "short"

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from rewarden.benchmarks import BENCHMARKS
-from rewarden.commands.measure import Material, comparisons, measure, progress_bar
+from rewarden.commands.measure import EvaluationData, comparisons, measure, progress_bar
 from rewarden.data import GoldGroup, Pair
-from rewarden.hf.scoring.scorer import Score
+from rewarden.hf.scoring.scorer import CompletionScore
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Stub:
     def __call__(self, _prompts, completions, *, progress=None):
         if progress is not None:
             progress(sum(map(len, completions)))
-        return [[Score(self.sign * float(c), None, c == "9", len(c)) for c in group] for group in completions]
+        return [[CompletionScore(self.sign * float(c), None, c == "9", len(c)) for c in group] for group in completions]
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Pair:
@@ -31,17 +31,17 @@ LLMBAR = BENCHMARKS["llmbar"]
 
 
 @pytest.fixture
-def material() -> Material:
+def material() -> EvaluationData:
     pairs = [pair(str(number), "2", "1") for number in range(11)] + [pair("x", "1", "3")]
     gold = [GoldGroup("g", ["1", "2", "3"], [1.0, 2.0, 6.0], ["a", "b", "c"], "here"),
             GoldGroup("h", ["1", "2", "3"], [3.0, 2.0, 1.0], ["a", "b", "c"], "here")]  # fmt: skip
     rows = [{"prompt": f"p{n}", "chosen": "2", "rejected": "1", "source": "llmbar/Natural"} for n in range(3)] + [
         {"prompt": "q", "chosen": "1", "rejected": "9", "source": "llmbar/Adversarial/Neighbor"}
     ]
-    return Material({"x": pairs}, gold, {"llmbar": (LLMBAR, LLMBAR.load(rows))})
+    return EvaluationData({"x": pairs}, gold, {"llmbar": (LLMBAR, LLMBAR.load(rows))})
 
 
-def test_everything_is_measured_and_counted(material: Material) -> None:
+def test_everything_is_measured_and_counted(material: EvaluationData) -> None:
     ticks: list[int] = []
     found = measure(Stub(), material, seed=0, progress=ticks.append)
     assert sum(ticks) == material.completions == 24 + 6 + 8
@@ -59,12 +59,12 @@ def test_everything_is_measured_and_counted(material: Material) -> None:
 
 
 def test_without_benchmarks_there_is_no_key() -> None:
-    found = measure(Stub(), Material({"x": [pair("p", "2", "1")]}), seed=0)
+    found = measure(Stub(), EvaluationData({"x": [pair("p", "2", "1")]}), seed=0)
     assert "benchmarks" not in found.results
     assert found.results["best_of_n"] is None
 
 
-def test_models_are_compared_on_all_of_it(material: Material) -> None:
+def test_models_are_compared_on_all_of_it(material: EvaluationData) -> None:
     up, down = (measure(Stub(sign), material, seed=0) for sign in (1.0, -1.0))
     found = comparisons({"up": up, "down": down, "again": up}, seed=0)
     assert len(found) == 9

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from rewarden.monitors.cluster_separation import ClusterSeparation
 from rewarden.monitors.mahalanobis import MahalanobisOutliers
 from rewarden.monitors.monitor import Monitor, Report, Rollout, State
-from rewarden.monitors.monitor_set import Alarm, Watch, last_good
+from rewarden.monitors.monitor_set import Alarm, MonitorSet, last_good
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def rollout(step: int, *rewards: float) -> Rollout:
 
 
 def test_values_and_alarms_by_hand() -> None:
-    watch = Watch({"high": TotalReward(10), "low": TotalReward(5)})
+    watch = MonitorSet({"high": TotalReward(10), "low": TotalReward(5)})
     watch.start(rollout(0, 1.0, 1.0))
     assert watch.first is None
     values, alarms = watch.look(rollout(1, 1.0, 2.0))
@@ -57,14 +57,14 @@ def test_values_and_alarms_by_hand() -> None:
     assert alarms == [Alarm(3, "high", "12 is a lot"), Alarm(3, "low", "12 is a lot")]
     assert values["monitor/low/sum"] == 12
     assert watch.first == Alarm(2, "low", "6 is a lot")  # the first stays the first
-    both = Watch({"high": TotalReward(10), "low": TotalReward(5)})
+    both = MonitorSet({"high": TotalReward(10), "low": TotalReward(5)})
     both.start(rollout(0, 20.0))
     both.look(rollout(1, 1.0))
     assert both.first == Alarm(1, "high", "21 is a lot")
 
 
 def test_without_monitors_there_is_nothing_to_say(tmp_path) -> None:
-    watch = Watch({})
+    watch = MonitorSet({})
     watch.start(rollout(0, 1.0))
     assert watch.look(rollout(1, 1.0)) == ({}, [])
     save_file(watch.tensors(), tmp_path / "monitors.safetensors")
@@ -76,7 +76,7 @@ def test_a_watch_that_goes_on_from_a_checkpoint_says_the_same(tmp_path) -> None:
     monitors = {each.name: each for each in (ClusterSeparation(), MahalanobisOutliers())} | {"total": TotalReward(1200)}
     reference = rollout(0, *[1.0] * 1024)
     steps = [rollout(step, *[float(step)] * 16) for step in range(1, 7)]
-    whole = Watch(monitors)
+    whole = MonitorSet(monitors)
     whole.start(reference)
     said = []
     for each in steps:
@@ -89,7 +89,7 @@ def test_a_watch_that_goes_on_from_a_checkpoint_says_the_same(tmp_path) -> None:
             middle = first
     assert whole.first is not None
     for start, first in ((3, middle), (5, whole.first)):
-        again = Watch(monitors)
+        again = MonitorSet(monitors)
         again.load(load_file(tmp_path / f"{start}.safetensors"), first)
         assert again.first == first
         assert [again.look(each) for each in steps[start:]] == said[start:]

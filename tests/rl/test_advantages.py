@@ -106,7 +106,7 @@ def test_against_a_baseline_by_hand() -> None:
 # --- Tokens ---
 
 
-def twin(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, trace: float) -> tuple[Tensor, Tensor]:
+def twin(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Eq. 16 as it is written: a sum over all later errors, for every token of every row."""
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     for row in range(len(mask)):
@@ -114,7 +114,7 @@ def twin(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, trace: 
         reward, value = [rewards[row, at].item() for at in places], [values[row, at].item() for at in places] + [0.0]
         errors = [reward[t] + discount * value[t + 1] - value[t] for t in range(len(places))]
         for t, at in enumerate(places):
-            total = sum((discount * trace) ** later * error for later, error in enumerate(errors[t:]))
+            total = sum((discount * gae_lambda) ** later * error for later, error in enumerate(errors[t:]))
             advantages[row, at], returns[row, at] = total, total + value[t]
     return advantages, returns
 
@@ -127,46 +127,46 @@ def ragged(rows: int, tokens: int, *, holes: bool = False) -> Tensor:
 
 
 def test_gae_by_hand() -> None:
-    """Errors with discount 1/2: 0 + 1 - 1 = 0 and 4 - 2 = 2; with trace 1/2 the first token inherits a quarter of 2."""
+    """Errors with discount 1/2: 0 + 1 - 1 = 0 and 4 - 2 = 2; with gae_lambda 1/2 the first token inherits a quarter of 2."""
     found = gae(
         torch.tensor([[0.0, 4.0, NAN]]),
         torch.tensor([[1.0, 2.0, NAN]]),
         torch.tensor([[True, True, False]]),
         discount=0.5,
-        trace=0.5,
+        gae_lambda=0.5,
     )
     assert found.advantages.tolist() == [[0.5, 2.0, 0.0]]
     assert found.returns.tolist() == [[1.5, 4.0, 0.0]]
 
 
 @pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize(("discount", "trace"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
-def test_gae_is_its_definition(discount: float, trace: float, holes: bool) -> None:
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
+def test_gae_is_its_definition(discount: float, gae_lambda: float, holes: bool) -> None:
     rewards, values, mask = random(9, 7), random(9, 7, seed=1), ragged(9, 7, holes=holes)
-    advantages, returns = gae(rewards, values, mask, discount=discount, trace=trace)
-    slow_advantages, slow_returns = twin(rewards, values, mask, discount, trace)
+    advantages, returns = gae(rewards, values, mask, discount=discount, gae_lambda=gae_lambda)
+    slow_advantages, slow_returns = twin(rewards, values, mask, discount, gae_lambda)
     assert torch.allclose(advantages, slow_advantages, rtol=1e-12, atol=1e-13)
     assert torch.allclose(returns, slow_returns, rtol=1e-12, atol=1e-13)
 
 
 def test_gae_has_the_defaults_of_ppo() -> None:
     rewards, values, mask = random(3, 5), random(3, 5, seed=1), torch.ones(3, 5, dtype=torch.bool)
-    assert torch.equal(gae(rewards, values, mask)[0], gae(rewards, values, mask, discount=1.0, trace=0.95)[0])
+    assert torch.equal(gae(rewards, values, mask)[0], gae(rewards, values, mask, discount=1.0, gae_lambda=0.95)[0])
 
 
 def test_the_limits_of_the_trace() -> None:
     """Trace 1: the return is the reward to go. Trace 0: it is the next reward plus the next value."""
     rewards, values, mask = random(2, 5), random(2, 5, seed=1), torch.ones(2, 5, dtype=torch.bool)
     to_go = rewards.flip(-1).cumsum(-1).flip(-1)
-    assert torch.allclose(gae(rewards, values, mask, trace=1.0).returns, to_go)
+    assert torch.allclose(gae(rewards, values, mask, gae_lambda=1.0).returns, to_go)
     next_values = torch.cat([values[:, 1:], torch.zeros(2, 1, dtype=torch.float64)], dim=1)
-    assert torch.allclose(gae(rewards, values, mask, trace=0.0).returns, rewards + next_values)
+    assert torch.allclose(gae(rewards, values, mask, gae_lambda=0.0).returns, rewards + next_values)
 
 
 def test_a_perfect_value_function_leaves_no_advantage() -> None:
     rewards, mask = random(3, 6), torch.ones(3, 6, dtype=torch.bool)
     values = rewards.flip(-1).cumsum(-1).flip(-1)
-    assert gae(rewards, values, mask, trace=0.7).advantages.abs().max() < 1e-12
+    assert gae(rewards, values, mask, gae_lambda=0.7).advantages.abs().max() < 1e-12
 
 
 def test_what_stands_outside_the_mask_does_not_matter() -> None:
@@ -189,8 +189,8 @@ def test_discounts_outside_0_to_1_are_refused(number: float) -> None:
     arguments = random(1, 2), random(1, 2), torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=f"discount is {number}; it must lie between 0 and 1"):
         gae(*arguments, discount=number)
-    with pytest.raises(ValueError, match=f"trace is {number}; it must lie between 0 and 1"):
-        gae(*arguments, trace=number)
+    with pytest.raises(ValueError, match=f"gae_lambda is {number}; it must lie between 0 and 1"):
+        gae(*arguments, gae_lambda=number)
 
 
 # --- Whitening ---

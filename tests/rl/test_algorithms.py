@@ -24,7 +24,7 @@ def test_advantages_by_hand() -> None:
 def test_advantages_of_values_by_hand() -> None:
     rewards, values = torch.tensor([[0.0, 1.0, 99.0]]), torch.tensor([[0.5, 0.25, 99.0]])
     mask = torch.tensor([[True, True, False]])
-    found = changed(PPO, discount=0.9, trace=0.5).token_advantages(rewards, values, mask)
+    found = changed(PPO, discount=0.9, gae_lambda=0.5).token_advantages(rewards, values, mask)
     # 1 - 0.25 = 0.75 for the last token; before it 0 + 0.9 x 0.25 - 0.5 = -0.275, and 0.9 x 0.5 x 0.75 more.
     torch.testing.assert_close(found.advantages, torch.tensor([[0.0625, 0.75, 0]]))
     torch.testing.assert_close(found.returns, torch.tensor([[0.5625, 1.0, 0]]))
@@ -61,7 +61,7 @@ def test_the_algorithms_are_those_of_their_papers() -> None:
     found = {name: dataclasses.astuple(each)[:5] for name, each in ALGORITHMS.items()}
     assert found == table
     assert [name for name, each in ALGORITHMS.items() if each.has_values] == ["ppo"]
-    assert {(each.clip_low, each.clip_high, each.discount, each.trace) for each in ALGORITHMS.values()} == {
+    assert {(each.clip_low, each.clip_high, each.discount, each.gae_lambda) for each in ALGORITHMS.values()} == {
         (0.2, 0.2, 1.0, 0.95)
     }
 
@@ -76,7 +76,7 @@ def test_fields_that_are_given_are_replaced_and_the_others_stay() -> None:
     found = changed(GRPO, clip_high=0.28, aggregation=None, kl_in="reward", value_clip=float("inf"))
     assert found == dataclasses.replace(GRPO, clip_high=0.28, kl_in="reward", value_clip=float("inf"))
     assert GRPO.clip_high == 0.2
-    edges = {"clip_low": 0.0, "clip_high": 0.0, "discount": 1.0, "trace": 0.0, "value_weight": 0.0}
+    edges = {"clip_low": 0.0, "clip_high": 0.0, "discount": 1.0, "gae_lambda": 0.0, "value_weight": 0.0}
     assert dataclasses.asdict(changed(PPO, **edges)) == dataclasses.asdict(PPO) | edges
 
 
@@ -101,8 +101,8 @@ def test_soft_surrogates_are_for_tokens(surrogate: str) -> None:
         ({"clip_high": float("nan")}, "clip range"),
         ({"discount": 0.0}, r"discount 0\.0"),
         ({"discount": 1.1}, r"discount 1\.1"),
-        ({"trace": -0.1}, r"trace -0\.1"),
-        ({"trace": 1.1}, r"trace 1\.1"),
+        ({"gae_lambda": -0.1}, r"gae_lambda -0\.1"),
+        ({"gae_lambda": 1.1}, r"gae_lambda 1\.1"),
         ({"value_weight": -1.0}, r"value weight -1\.0"),
         ({"value_clip": 0.0}, r"value clip 0\.0"),
     ],

@@ -36,7 +36,7 @@ def test_the_return_of_the_first_token_is_the_penalised_reward() -> None:
     mask = MASK[[0, 1, 3]]
     rewards = token_rewards(REWARD[[0, 1, 3]], mask, KL[[0, 1, 3]], kl_weight=0.1)
     values = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    returns = gae(rewards, values, mask, trace=1.0).returns
+    returns = gae(rewards, values, mask, gae_lambda=1.0).returns
     assert torch.allclose(returns[:, 0], kl_penalised(REWARD, KL, MASK, kl_weight=0.1)[[0, 1, 3]])
 
 

@@ -13,7 +13,7 @@ from rewarden.align.rewards.functions import RewardError
 Result = TypeVar("Result")
 
 
-def agreed(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+def all_or_none(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     """What the action returns; if it fails in one process, it fails in all.
 
     All processes must call this together. The action must not wait for the others itself.
@@ -42,10 +42,10 @@ def agreed(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     return found  # type: ignore[return-value]  # nothing failed
 
 
-def of_first(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """What the action returns in the first process, which alone does it; all processes get it, or fail as in `agreed`.
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What the action returns in the first process, which alone does it; all processes get it, or fail as in `all_or_none`.
 
     What is returned is pickled on its way, so numbers and texts rather than tensors.
     """
-    found = agreed(accelerator, lambda: action() if accelerator.is_main_process else None)
+    found = all_or_none(accelerator, lambda: action() if accelerator.is_main_process else None)
     return found if accelerator.num_processes == 1 else gather_object([found])[0]  # type: ignore[return-value]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rewarden.align import checkpoints, logs
-from rewarden.align.agreement import agreed, of_first
-from rewarden.align.policy import Policy, Reference, SamplingCopy
+from rewarden.align.agreement import all_or_none, on_main
+from rewarden.align.policy import Policy, ReferencePolicy, SamplingCopy
 from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.r2m.feedback import FeedbackReward
 from rewarden.align.r2m.retraining_steps import RetrainingSteps, rewarded_groups
@@ -24,17 +24,17 @@ from rewarden.align.rewards.functions import RewardError
 from rewarden.align.rewards.judges import Judges
 from rewarden.align.rewards.pipeline import Paid
 from rewarden.align.rewards.sources import Judged
-from rewarden.align.rollouts import HELD_OUT, Rollouts, Writer, kept_rows
+from rewarden.align.rollouts import HELD_OUT, Rollouts, RolloutSampler, kept_rows
 from rewarden.align.update import Passes, Table, Targets, Updater
 from rewarden.core import RewardOutput
 from rewarden.methods.policy_feedback import PolicyStates
 from rewarden.monitors.monitor import Rollout
-from rewarden.monitors.monitor_set import Alarm, Watch, last_good
+from rewarden.monitors.monitor_set import Alarm, MonitorSet, last_good
 from rewarden.rl.token_rewards import kl_penalised, token_rewards
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """How long a run is, and what happens when."""
 
     steps: int
@@ -63,17 +63,17 @@ class Run:
     """A policy optimisation under way."""
 
     folder: Path
-    plan: Plan
+    plan: RunPlan
     accelerator: Accelerator
     policy: Policy
     wrapped: nn.Module
     """The policy as accelerate wrapped it; the same module in a single process."""
     optimizer: torch.optim.Optimizer
     updater: Updater
-    writer: Writer
+    writer: RolloutSampler
     judges: Judges
-    watch: Watch
-    reference: Reference
+    watch: MonitorSet
+    reference: ReferencePolicy
     sampling: SamplingCopy
     prompts: Sequence[Prompt]
     ids: Sequence[Sequence[int]]
@@ -187,7 +187,7 @@ class Run:
         if needs_old := self._needs_old():
             old, values, states = self.updater.old(self.wrapped, plan, shape)
         passes = Passes(mask, old, reference, values)
-        judged = agreed(self.accelerator, lambda: self.judges.judged(rollouts))
+        judged = all_or_none(self.accelerator, lambda: self.judges.judged(rollouts))
         output = self._with_feedback(judged, states, step, first_group)
         paid = self._paid(rollouts, output)
         greedy = self._greedy_reward(step) if self.updater.algorithm.baseline == "greedy" else None
@@ -217,7 +217,7 @@ class Run:
         metrics["seconds"] = time.perf_counter() - started
         return metrics
 
-    def _rollouts(self, writer: Writer, step: int) -> tuple[Rollouts, int]:
+    def _rollouts(self, writer: RolloutSampler, step: int) -> tuple[Rollouts, int]:
         """This process's share of the step's completions, and the number of its first prompt."""
         places = prompts_of_step(len(self.prompts), step, self.plan.prompts_per_step, self.plan.seed)
         share = len(places) // self.accelerator.num_processes
@@ -258,14 +258,14 @@ class Run:
 
     def _paid(self, rollouts: Rollouts, output: RewardOutput) -> Paid:
         """What the policy is paid; whitening, which looks at all processes, comes after all have found their rewards usable."""
-        completed = agreed(self.accelerator, lambda: self.judges.completed(rollouts, output))
-        paid = agreed(self.accelerator, lambda: self.judges.unwhitened(completed))
+        completed = all_or_none(self.accelerator, lambda: self.judges.completed(rollouts, output))
+        paid = all_or_none(self.accelerator, lambda: self.judges.unwhitened(completed))
         return self.judges.payment(completed) if self.judges.payment.whiten else paid
 
     def _greedy_reward(self, step: int) -> Tensor:
         """What the greedy completions of the step's prompts are paid, (groups,)."""
         rollouts, _ = self._rollouts(self.writer.greedy(), step)
-        judged = agreed(self.accelerator, lambda: self.judges.judged(rollouts))
+        judged = all_or_none(self.accelerator, lambda: self.judges.judged(rollouts))
         return self._paid(rollouts, judged.output).reward
 
     def _targets(self, paid: Paid, passes: Passes, rollouts: Rollouts, greedy: Tensor | None) -> Targets:
@@ -309,7 +309,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         """One completion of every held-out prompt, and what it is worth; the first process writes and judges them."""
-        found = of_first(self.accelerator, lambda: self.judges.held_out(self._held_out_rollouts()))
+        found = on_main(self.accelerator, lambda: self.judges.held_out(self._held_out_rollouts()))
         if "gold" in found and (self.best_gold is None or found["gold"] > self.best_gold[1]):
             self.best_gold = (self.step, found["gold"])
         return {f"held_out/{key}": value for key, value in found.items()}
@@ -336,7 +336,7 @@ class Run:
 
     def _save_if_new(self) -> None:
         # All look before the first process writes.
-        is_new = of_first(self.accelerator, lambda: self.step not in checkpoints.steps_saved(self.folder))
+        is_new = on_main(self.accelerator, lambda: self.step not in checkpoints.steps_saved(self.folder))
         if is_new:
             self.save()
 

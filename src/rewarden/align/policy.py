@@ -139,7 +139,7 @@ def _rectangle(places: Sequence[Sequence[int]]) -> Int[Tensor, "rows longest"]:
     return found
 
 
-class Reference:
+class ReferencePolicy:
     """The policy as it was at the start, for the Kullback-Leibler divergence: a frozen copy, or the adapters switched off."""
 
     def __init__(self, policy: Policy) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewarden.data import Text, prompt_and_completions
 from rewarden.files import DataError, Source, read_rows
-from rewarden.hf.tokens import _cut_left, _encode, render
+from rewarden.hf.tokens import cut_left, encode_texts, render
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ def encode_prompts(
     bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     found: list[list[int]] = []
     truncated = 0
-    for whole, text, is_templated in zip(_encode(tokenizer, texts, templated), texts, templated, strict=True):
+    for whole, text, is_templated in zip(encode_texts(tokenizer, texts, templated), texts, templated, strict=True):
         # Some tokenizers end every text with this token, and behind it there is nothing left to say.
         ended = not is_templated and whole[-1:] == [end] and not text.endswith(str(tokenizer.eos_token))
         ids = whole[:-1] if ended else whole
-        found.append(_cut_left(ids, max_length, bos))
+        found.append(cut_left(ids, max_length, bos))
         truncated += len(ids) > max_length
     return EncodedPrompts(found, truncated)
 

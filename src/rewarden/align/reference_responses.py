@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewarden.align.prompts import Prompt, prompts_of_step
-from rewarden.align.rollouts import REFERENCE, Rollouts, Writer, kept_rows
+from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
 from rewarden.files import write_rows
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
 from rewarden.monitors.monitor import Rollout
@@ -102,7 +102,7 @@ def sample_and_store(
     judges: Judges,
     prompts: Sequence[Prompt],
     ids: Sequence[Sequence[int]],
-    writer: Writer,
+    writer: RolloutSampler,
     model: PreTrainedModel,
     places: Sequence[int],
 ) -> None:

@@ -45,7 +45,7 @@ class Rollouts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Writer:
+class RolloutSampler:
     """How completions are sampled. Random numbers are keyed by seed, step and row, so nothing of it needs to be saved."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ class Writer:
     max_rows: int
     """Completions that are sampled at once."""
 
-    def greedy(self) -> Writer:
+    def greedy(self) -> RolloutSampler:
         """The same writer, with one greedy completion per prompt."""
         return replace(self, sampling=replace(self.sampling, temperature=0.0), group_size=1)
 

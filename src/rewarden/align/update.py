@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rewarden.align.policy import Policy, PolicyOutput, Reference, policy_batch
+from rewarden.align.policy import Policy, PolicyOutput, ReferencePolicy, policy_batch
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.tokens import TokenGroup
 from rewarden.methods.policy_feedback import PolicyStates
@@ -121,7 +121,7 @@ class Updater:
         return torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=is_half)
 
     @torch.no_grad()
-    def reference(self, reference: Reference, plan: Sequence[Sequence[MicroBatch]], shape: Table) -> Tensor:
+    def reference(self, reference: ReferencePolicy, plan: Sequence[Sequence[MicroBatch]], shape: Table) -> Tensor:
         """Log-probabilities of all completions under the reference."""
         found = shape.new()
         for micro in _each(plan):

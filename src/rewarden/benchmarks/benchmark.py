@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewarden.assets import DATA
 from rewarden.benchmarks.means import Columns, ItemScores, Weights, item_scores, score_intervals
-from rewarden.benchmarks.reading import Pick, Row, benchmark_rows
+from rewarden.benchmarks.reading import BenchmarkRow, Pick, benchmark_rows
 from rewarden.data import Text, prompt_and_completions, prompt_key
 from rewarden.files import DataError, Source
 
@@ -35,7 +35,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemColumns:
     """What a benchmark makes of rewards: numbers per item, and the weights that turn them into scores."""
 
     columns: Columns
@@ -66,9 +66,9 @@ class Benchmark:
     """The columns that a row needs, for messages and pages."""
     home: str
     """Where people get the data, as a sentence for messages."""
-    read: Callable[[Row], Item]
+    read: Callable[[BenchmarkRow], Item]
     """One row as an item."""
-    measure: Callable[[Sequence[Item], Sequence[Tensor]], Measured]
+    measure: Callable[[Sequence[Item], Sequence[Tensor]], ItemColumns]
     """The official metric, given the rewards of each item, float64."""
     split: str = "train"
     """Split of the dataset on the hub."""
@@ -156,7 +156,9 @@ class Benchmark:
         return item_scores(measured.columns, measured.overall, [item.cluster for item in items])
 
 
-def make_item(row: Row, prompt: object, completions: Sequence[object], correct: Sequence[bool], subset: str) -> Item:
+def make_item(
+    row: BenchmarkRow, prompt: object, completions: Sequence[object], correct: Sequence[bool], subset: str
+) -> Item:
     """The item of a row, with the completions in the order given.
 
     Raises:
@@ -166,7 +168,7 @@ def make_item(row: Row, prompt: object, completions: Sequence[object], correct: 
     return Item(text, checked_texts, list(correct), subset, prompt_key(text), row.where)
 
 
-def make_pair(row: Row, prompt: object, chosen: object, rejected: object, subset: str) -> Item:
+def make_pair(row: BenchmarkRow, prompt: object, chosen: object, rejected: object, subset: str) -> Item:
     """The item of a pair, chosen first; see `make_item`."""
     return make_item(row, prompt, [chosen, rejected], [True, False], subset)
 
@@ -208,7 +210,7 @@ def _bounds(scores: dict[str, dict[str, float | None]]) -> dict[str, dict[str, f
     return {name: {"low": one["low"], "high": one["high"]} for name, one in scores.items()}
 
 
-def _counts(items: Sequence[Item], rewards: Sequence[Sequence[float]], measured: Measured) -> dict[str, Any]:
+def _counts(items: Sequence[Item], rewards: Sequence[Sequence[float]], measured: ItemColumns) -> dict[str, Any]:
     def is_tied(item: Item, values: Sequence[float]) -> bool:
         sides = [
             {value for value, right in zip(values, item.correct, strict=True) if right is side}

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_item
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_item
 from rewarden.benchmarks.means import Weights, averaged, within
-from rewarden.benchmarks.reading import Row, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, short_name
 from rewarden.files import DataError
 from rewarden.overoptimization import best_of_n_curve
 
@@ -44,7 +44,7 @@ def pairwise(rewards: Float[Tensor, " completions"], correct: Bool[Tensor, " com
     return float(accuracy), float(accuracy + (gap == 0).double().mean() / 2)
 
 
-def _responses(row: Row) -> list[Any]:
+def _responses(row: BenchmarkRow) -> list[Any]:
     if row.get("responses", "completions") is not None:
         return row.texts("responses", "completions", schema=SCHEMA)
     found: list[Any] = []
@@ -55,7 +55,7 @@ def _responses(row: Row) -> list[Any]:
     return found
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     responses = _responses(row)
     labels = row.need("correct", "scores", schema=SCHEMA)
     fitting = isinstance(labels, list) and len(labels) == len(responses) >= 2
@@ -67,7 +67,7 @@ def _read(row: Row) -> Item:
     return make_item(row, row.need("prompt", "question", schema=SCHEMA), responses, correct, str(domain))
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     most = min(len(item.completions) for item in items)
     sizes = [size for size in (2**power for power in range(most.bit_length())) if size < most] + [most]
     domains = sorted({item.subset for item in items})
@@ -101,7 +101,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
     accuracy = {domain: {f"{domain}: accuracy": 1.0} for domain in defined}
     kinds = [all(item.correct) for item in items], [not any(item.correct) for item in items]
     extra = {"k": sizes, "all_correct": sum(kinds[0]), "all_incorrect": sum(kinds[1])}
-    return Measured(
+    return ItemColumns(
         columns,
         accuracy,
         over(defined, "accuracy"),

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_pair, wins
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_pair, wins
 from rewarden.benchmarks.means import averaged, within
-from rewarden.benchmarks.reading import Row, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, short_name
 from rewarden.files import DataError
 
 SIZES = {"harmless": 58, "helpful": 59, "honest": 61, "other": 43}
@@ -26,7 +26,7 @@ SCHEMA = (
 )
 
 
-def _subset(row: Row) -> str:
+def _subset(row: BenchmarkRow) -> str:
     said = row.get("subset", "subsubset", "source")
     places = [str(said or "").rsplit("/", 1)[-1]]
     if row.origin is not None:
@@ -38,7 +38,7 @@ def _subset(row: Row) -> str:
     return found
 
 
-def _answers(row: Row) -> tuple[Any, Any]:
+def _answers(row: BenchmarkRow) -> tuple[Any, Any]:
     """The preferred answer and the other one."""
     if row.get("chosen") is not None:
         return row.need("chosen", schema=SCHEMA), row.need("rejected", schema=SCHEMA)
@@ -54,13 +54,13 @@ def _answers(row: Row) -> tuple[Any, Any]:
     return scored[0][0], scored[1][0]
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     preferred, other = _answers(row)
     prompt = row.need("prompt", "input", schema=SCHEMA)
     return make_pair(row, prompt, preferred, other, _subset(row))
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     correct = wins(rewards).double()
     found = {name: sum(item.subset == name for item in items) for name in SIZES}
     present = [name for name, count in found.items() if count]
@@ -71,7 +71,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
         notes.append(f"without {', '.join(missing)}")
     domains = {name: {name: 1.0} for name in present}
     others = {"macro": averaged(present)}
-    return Measured(columns | {"pairs": correct}, domains, {"pairs": 1.0}, others, missing=missing, notes=notes)
+    return ItemColumns(columns | {"pairs": correct}, domains, {"pairs": 1.0}, others, missing=missing, notes=notes)
 
 
 HHH = Benchmark(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_pair, wins
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_pair, wins
 from rewarden.benchmarks.means import within
-from rewarden.benchmarks.reading import Row, one_of
+from rewarden.benchmarks.reading import BenchmarkRow, one_of
 from rewarden.files import DataError
 
 CATEGORIES = {
@@ -30,7 +30,7 @@ SCHEMA = (
 )
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     source = str(row.need("source", schema=SCHEMA)).removeprefix("judgebench/")
     category = one_of(CATEGORIES, source, row, "the source")
     prompt = row.need("prompt", "question", schema=SCHEMA)
@@ -46,14 +46,14 @@ def _read(row: Row) -> Item:
     return make_pair(row, prompt, sides[0], sides[1], category)
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     correct = wins(rewards).double()
     present = [name for name in CATEGORIES.values() if any(item.subset == name for item in items)]
     columns = {name: within([item.subset == name for item in items], correct) for name in present}
     missing = [name for name in CATEGORIES.values() if name not in present]
     notes = [f"without {', '.join(missing)}"] if missing else []
     domains = {name: {name: 1.0} for name in present}
-    return Measured(columns | {"pairs": correct}, domains, {"pairs": 1.0}, missing=missing, notes=notes)
+    return ItemColumns(columns | {"pairs": correct}, domains, {"pairs": 1.0}, missing=missing, notes=notes)
 
 
 JUDGE_BENCH = Benchmark(

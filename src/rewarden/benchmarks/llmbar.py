@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_pair, wins
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_pair, wins
 from rewarden.benchmarks.means import averaged, within
-from rewarden.benchmarks.reading import Row, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, short_name
 from rewarden.files import DataError
 
 SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
@@ -27,7 +27,7 @@ SCHEMA = (
 )
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     said = str(row.get("subset", "source") or "").rsplit("/", 1)[-1]
     places = [said, *((short_name(row.origin), row.origin.parent.name) if row.origin else ())]
     subset = next((name for place in places for name in SIZES if name.lower() == place.lower()), None)
@@ -51,7 +51,7 @@ def _pick(files: list[Path]) -> list[Path]:
     return [path for path in files if "evaluators" not in path.parts]
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     correct = wins(rewards).double()
     found = {name: sum(item.subset == name for item in items) for name in SIZES}
     present = [name for name, count in found.items() if count]
@@ -67,7 +67,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
     if missing:
         notes.append(f"without {', '.join(missing)}: the overall score is the mean of {', '.join(present)}")
     domains = {name: {name: 1.0} for name in present}
-    return Measured(columns | {"pairs": correct}, domains, averaged(present), others, missing=missing, notes=notes)
+    return ItemColumns(columns | {"pairs": correct}, domains, averaged(present), others, missing=missing, notes=notes)
 
 
 LLMBAR = Benchmark(

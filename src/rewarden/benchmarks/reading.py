@@ -18,7 +18,7 @@ Pick = Callable[[list[Path]], list[Path]]
 """Chooses among the files of a folder."""
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """One row of a benchmark's file."""
 
     values: dict[str, Any]
@@ -57,7 +57,7 @@ class Row(NamedTuple):
         return value
 
 
-def benchmark_rows(source: Source, *, split: str, pick: Pick) -> list[Row]:
+def benchmark_rows(source: Source, *, split: str, pick: Pick) -> list[BenchmarkRow]:
     """All rows of a source.
 
     Args:
@@ -73,17 +73,17 @@ def benchmark_rows(source: Source, *, split: str, pick: Pick) -> list[Row]:
         DataError: The source cannot be read, or has no rows.
     """
     if not isinstance(source, str | os.PathLike):
-        return [Row(values, where, None) for where, values in read_rows(source, split=split)]
+        return [BenchmarkRow(values, where, None) for where, values in read_rows(source, split=split)]
     path = Path(source)
     if path.is_dir():
         return [row for file in _files(path, pick) for row in benchmark_rows(file, split=split, pick=pick)]
     if path.name.lower().endswith(_JSON):
         return list(_array(path))
     origin = path if path.exists() else None
-    return [Row(values, where, origin) for where, values in read_rows(source, split=split)]
+    return [BenchmarkRow(values, where, origin) for where, values in read_rows(source, split=split)]
 
 
-def one_of(known: dict[str, str], text: str, row: Row, what: str) -> str:
+def one_of(known: dict[str, str], text: str, row: BenchmarkRow, what: str) -> str:
     """The value of `known` whose key `text` equals or begins with; the longest key wins.
 
     Args:
@@ -119,7 +119,7 @@ def _files(folder: Path, pick: Pick) -> list[Path]:
     return kept
 
 
-def _array(path: Path) -> Iterator[Row]:
+def _array(path: Path) -> Iterator[BenchmarkRow]:
     """Rows of a file that is one JSON array, or a BIG-bench task with its "examples"."""
     content = _json(path)
     items = content.get("examples") if isinstance(content, dict) else content
@@ -131,7 +131,7 @@ def _array(path: Path) -> Iterator[Row]:
         where = f"{path}, row {number}"
         if not isinstance(item, dict):
             raise DataError.at(where, f"this is a {type(item).__name__}", "an object", "Write each row as an object.")
-        yield Row(item, where, path)
+        yield BenchmarkRow(item, where, path)
 
 
 def _json(path: Path) -> Any:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_pair, wins
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_pair, wins
 from rewarden.benchmarks.means import averaged, combined, score, within
-from rewarden.benchmarks.reading import Row, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, short_name
 from rewarden.files import DataError
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -68,7 +68,7 @@ SCHEMA = 'rows of "prompt", "chosen", "rejected" and "subset" (or files named af
 _KNOWN = (*(subset for section in SECTIONS.values() for subset in section), *PRIOR_SETS, *UNSCORED)
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     # Prior sets are files or splits of their own, whose rows may have a column "subset" that means something else.
     said = [row.get("subset"), short_name(row.origin) if row.origin else None]
     subset = next((name for name in said if name in _KNOWN), None)
@@ -80,7 +80,7 @@ def _read(row: Row) -> Item:
     return make_pair(row, prompt, chosen, rejected, subset)
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     correct = wins(rewards).double()
     present = [name for name in _KNOWN if any(item.subset == name for item in items)]
     columns = {name: within([item.subset == name for item in items], correct) for name in present}
@@ -101,7 +101,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
     counts = {name: sum(item.subset == name for item in items) for name in present}
     subsets = {name: {"accuracy": score(columns, {name: 1.0}), "n": counts[name]} for name in present}
     missing = [name for name in (*SECTIONS, "Prior Sets") if name not in domains]
-    return Measured(
+    return ItemColumns(
         columns, domains, overall, extra={"subsets": subsets}, missing=missing, notes=_notes(counts, domains, missing)
     )
 

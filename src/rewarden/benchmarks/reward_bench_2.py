@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_item
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_item
 from rewarden.benchmarks.means import Columns, averaged, combined, score, within
-from rewarden.benchmarks.reading import Row
+from rewarden.benchmarks.reading import BenchmarkRow
 from rewarden.files import DataError
 
 SIZES = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
@@ -81,7 +81,7 @@ def ties_terms(ref: TiesRow, tied: TiesRow) -> dict[str, float]:
     }
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     said = str(row.need("subset", schema=SCHEMA))
     domain = next((name for name in SIZES if name.lower() == said.lower()), None)
     if domain is None:
@@ -109,7 +109,7 @@ def _read(row: Row) -> Item:
     return replace(item, subset=kind, cluster=f"ties {number}")
 
 
-def _ties_id(row: Row, right: int) -> tuple[str, str]:
+def _ties_id(row: BenchmarkRow, right: int) -> tuple[str, str]:
     """Which version of which question a row of Ties is; the number after the colon pairs the two."""
     kind, colon, number = str(row.need("id", schema=SCHEMA)).partition(":")
     if kind not in ("ref", "tied") or not colon or not number.strip():
@@ -139,7 +139,7 @@ def _ties_columns(items: Sequence[Item], rewards: Sequence[Tensor]) -> Columns:
     return columns
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     credit = torch.tensor([best_of(values) for values in rewards], dtype=torch.float64)
     found = {name: sum(item.subset == name for item in items) for name in SIZES if name != "Ties"}
     columns = {name: within([item.subset == name for item in items], credit) for name, count in found.items() if count}
@@ -164,7 +164,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
     if missing:
         notes.append(f"without {', '.join(missing)}: the overall score is the mean of {', '.join(domains)}")
     overall = combined(domains, averaged(list(domains)))
-    return Measured(columns, domains, overall, extra=extra, missing=missing, notes=notes)
+    return ItemColumns(columns, domains, overall, extra=extra, missing=missing, notes=notes)
 
 
 REWARD_BENCH_2 = Benchmark(

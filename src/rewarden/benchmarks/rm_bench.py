@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarden.benchmarks.benchmark import Benchmark, Item, Measured, make_item
+from rewarden.benchmarks.benchmark import Benchmark, Item, ItemColumns, make_item
 from rewarden.benchmarks.means import averaged, combined, score, within
-from rewarden.benchmarks.reading import Row, one_of, short_name
+from rewarden.benchmarks.reading import BenchmarkRow, one_of, short_name
 from rewarden.files import DataError
 
 SIZES = {"chat": 129, "math": 529, "code": 228, "safety": 441}
@@ -58,7 +58,7 @@ def win_matrix(rewards: Float[Tensor, "*items 6"]) -> Float[Tensor, "*items 3 3"
     return (rewards[..., :3, None] > rewards[..., None, 3:]).double()
 
 
-def _read(row: Row) -> Item:
+def _read(row: BenchmarkRow) -> Item:
     sides = [row.texts(name, schema=SCHEMA) for name in ("chosen", "rejected")]
     if [len(side) for side in sides] != [3, 3]:
         got = f'"chosen" and "rejected" have {len(sides[0])} and {len(sides[1])} completions'
@@ -76,7 +76,7 @@ def _pick(files: list[Path]) -> list[Path]:
     return parts or [path for path in files if short_name(path) == "total_dataset"] or files
 
 
-def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
+def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> ItemColumns:
     matrices = win_matrix(torch.stack(list(rewards)))
     by_difficulty = difficulties(matrices)
     domains = [name for name in SIZES if any(item.subset == name for item in items)]
@@ -106,7 +106,7 @@ def _measure(items: Sequence[Item], rewards: Sequence[Tensor]) -> Measured:
     missing = [name for name in SIZES if name not in domains]
     extra = {"matrix": total.tolist(), "detail": detail}
     notes = _notes({name: sum(inside[name]) for name in domains}, missing)
-    return Measured(columns, scores, weights, others, extra=extra, missing=missing, notes=notes)
+    return ItemColumns(columns, scores, weights, others, extra=extra, missing=missing, notes=notes)
 
 
 def _notes(found: dict[str, int], missing: list[str]) -> list[str]:

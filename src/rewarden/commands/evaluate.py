@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from rewarden.commands.build.scorers import Entrant, entrants
+from rewarden.commands.build.scorers import EvaluatedModel, entrants
 from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.scoring import ScoringOptions, folders
 
 if TYPE_CHECKING:
     from rewarden.benchmarks.benchmark import Benchmark
-    from rewarden.commands.measure import Material, Measured
+    from rewarden.commands.measure import EvaluationData, Measured
     from rewarden.data import GoldGroup
 
 
@@ -93,13 +93,13 @@ def _check_models(models: Sequence[Path]) -> None:
             )
 
 
-def read(args: Evaluate) -> Material:
+def read(args: Evaluate) -> EvaluationData:
     """Everything that models are put to the test on.
 
     Raises:
         ValueError: When there is nothing, a name is not known or stands twice, or data cannot be used.
     """
-    from rewarden.commands.measure import Material
+    from rewarden.commands.measure import EvaluationData
     from rewarden.data import Pair, load_pairs
 
     if not args.pairs and args.gold is None and not args.benchmark:
@@ -114,7 +114,7 @@ def read(args: Evaluate) -> Material:
         sets[name] = load_pairs(source)
     benchmarks = {name: (each, each.load(paths.get(name))) for name, each in found.items()}
     gold, left_out = _gold(args)
-    return Material(sets, gold, benchmarks, left_out)
+    return EvaluationData(sets, gold, benchmarks, left_out)
 
 
 def _gold(args: Evaluate) -> tuple[list[GoldGroup] | None, int]:
@@ -165,15 +165,15 @@ def _paths(args: Evaluate) -> dict[str, str]:
     return paths
 
 
-def _measured(args: Evaluate, entered: Sequence[Entrant], material: Material) -> dict[str, Measured]:
+def _measured(args: Evaluate, entered: Sequence[EvaluatedModel], material: EvaluationData) -> dict[str, Measured]:
     """What every model made of the material, one after the other."""
     from rewarden.commands.measure import measure, progress_bar
-    from rewarden.commands.output.score_cache import KeptScores
+    from rewarden.commands.output.score_cache import ScoreCache
 
     found = {}
     with progress_bar(len(entered) * material.completions, "evaluate") as progress:
         for entrant in entered:
-            kept = KeptScores(entrant.scorer(), args.output / "rewards", entrant.identity(), reuse=args.resume)
+            kept = ScoreCache(entrant.scorer(), args.output / "rewards", entrant.identity(), reuse=args.resume)
             found[entrant.name] = measure(kept, material, seed=args.seed, progress=progress)
     return found
 

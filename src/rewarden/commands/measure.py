@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rewarden.benchmarks.benchmark import Benchmark, Item
     from rewarden.data import GoldGroup, Pair
     from rewarden.evaluation.comparison import Items
-    from rewarden.hf.scoring.scorer import AnyScorer, Score
+    from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
 
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Material:
+class EvaluationData:
     """What models are put to the test on."""
 
     sets: Mapping[str, list[Pair]] = field(default_factory=dict)
@@ -52,8 +52,8 @@ class Measured:
     """By kind and name of what was measured, the score of every item: what models are compared by."""
 
 
-def measure(scorer: AnyScorer, material: Material, *, seed: int, progress: Progress | None = None) -> Measured:
-    """Score everything with one model.
+def measure(scorer: AnyScorer, material: EvaluationData, *, seed: int, progress: Progress | None = None) -> Measured:
+    """CompletionScore everything with one model.
 
     Raises:
         ValueError: When a reward is not finite.
@@ -94,7 +94,7 @@ def _measure_pairs(
     found.items["set", name] = Items(correct, [pair_key(pair) for pair in pairs])
 
 
-def _row(name: str, pair: Pair, chosen: Score, rejected: Score) -> dict[str, Any]:
+def _row(name: str, pair: Pair, chosen: CompletionScore, rejected: CompletionScore) -> dict[str, Any]:
     """A row of pairs.csv."""
     return {
         "set": name,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewarden.commands.measure import Material, Measured, comparisons, measure, progress_bar
+from rewarden.commands.measure import EvaluationData, Measured, comparisons, measure, progress_bar
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.commands.options.train import Train
 from rewarden.commands.output.leaderboard_table import print_table
@@ -67,7 +67,7 @@ def quickstart(args: Quickstart) -> dict[str, Any]:
     started = time.monotonic()
     sets = _by_source(load_pairs(DATA / "eval.jsonl.gz")) | {"llmbar": load_pairs(DATA / "llmbar.jsonl.gz")}
     gold = load_gold(DATA / "gold.jsonl.gz")
-    material = Material(sets, gold)
+    material = EvaluationData(sets, gold)
     measured: dict[str, Measured] = {}
     models: dict[str, dict[str, Any]] = {}
     for name, method in METHODS.items():

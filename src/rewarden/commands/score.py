@@ -19,8 +19,7 @@ from rewarden.files import write_rows
 if TYPE_CHECKING:
     from rewarden.data import Candidates, Text
     from rewarden.hf.scoring.endogenous import TokenRewards
-    from rewarden.hf.scoring.scorer import AnyScorer
-    from rewarden.hf.scoring.scorer import Score as Scored
+    from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _check(args: Score) -> None:
 
 def _scored(
     args: Score, scorer: AnyScorer, groups: Sequence[Candidates], progress: Callable[[int], object]
-) -> tuple[list[list[Scored]], list[list[TokenRewards]]]:
+) -> tuple[list[list[CompletionScore]], list[list[TokenRewards]]]:
     """Scores of all completions, and the rewards of their tokens where they are asked for."""
     prompts, completions = [group.prompt for group in groups], [group.completions for group in groups]
     if not args.tokens and args.page is None:
@@ -129,7 +128,7 @@ def _scored(
     return scorer.with_tokens(prompts, completions, progress=progress)
 
 
-def columns(group: Candidates, scores: Sequence[Scored]) -> dict[str, Any]:
+def columns(group: Candidates, scores: Sequence[CompletionScore]) -> dict[str, Any]:
     """What a row gains: a reward, an uncertainty and perhaps members; of several completions a list of each."""
     members = [None if score.members is None else list(score.members) for score in scores]
     of_prompt = {} if scores[0].prompt_value is None else {"prompt_value": scores[0].prompt_value}
@@ -156,7 +155,7 @@ def token_column(scored: Sequence[TokenRewards]) -> dict[str, Any]:
 def _write_page(
     path: Path,
     groups: Sequence[Candidates],
-    scores: Sequence[Sequence[Scored]],
+    scores: Sequence[Sequence[CompletionScore]],
     tokens: Sequence[Sequence[TokenRewards]],
     record: Mapping[str, Any],
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import label_noise, methods
-from rewarden.commands.build.train_stages import WORK, Material, arguments_of, clear_work, run_stages
+from rewarden.commands.build.train_stages import WORK, TrainingData, arguments_of, clear_work, run_stages
 from rewarden.commands.options.train import Train
 from rewarden.commands.output.provenance import say, versions
 from rewarden.core import Method
@@ -61,7 +61,7 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
     return record
 
 
-def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Material, dict[str, Any]]:
+def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[TrainingData, dict[str, Any]]:
     """The pairs as tokens, with labels flipped if asked for, and what the record says about the data."""
     from rewarden.data import load_pairs, shared_prompts
     from rewarden.hf.model.backbone import load_tokenizer
@@ -85,7 +85,7 @@ def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Mater
     held_out = training_pairs(tokenizer, eval_pairs, limits, **options) if eval_pairs else PairTokens([])
     learned, noise = _flipped(args, tokens.pairs)
     say(_account("training", tokens.counts, noise) + (_account("; evaluation", held_out.counts) if eval_pairs else ""))
-    return Material(learned, held_out.pairs, tokenizer, limits), {
+    return TrainingData(learned, held_out.pairs, tokenizer, limits), {
         "training": tokens.counts.as_dict(),
         "flipped_labels": noise,
         "evaluation": held_out.counts.as_dict(),

@@ -17,7 +17,7 @@ _SHOWN = 200  # characters of a prompt in an example
 
 
 @dataclass(frozen=True)
-class Prompt:
+class DistinctPrompt:
     """A distinct prompt of a file."""
 
     text: str
@@ -51,14 +51,14 @@ def contradictions(pairs: Iterable[Pair], others: Mapping[tuple[str, str, str], 
     return sum(key in others for key in swapped)
 
 
-def distinct_prompts(pairs: Sequence[Pair]) -> dict[str, Prompt]:
+def distinct_prompts(pairs: Sequence[Pair]) -> dict[str, DistinctPrompt]:
     """The distinct prompts by `pair_key`, in order of first appearance."""
     keys = [pair_key(pair) for pair in pairs]
     first = {key: prompt_text(pair) for key, pair in zip(reversed(keys), reversed(pairs), strict=True)}
-    return {key: Prompt(first[key], number, words(first[key])) for key, number in Counter(keys).items()}
+    return {key: DistinctPrompt(first[key], number, words(first[key])) for key, number in Counter(keys).items()}
 
 
-def near_within(prompts: Mapping[str, Prompt], *, near: float) -> dict[str, Any]:
+def near_within(prompts: Mapping[str, DistinctPrompt], *, near: float) -> dict[str, Any]:
     """Near-duplicates among the distinct prompts of a file.
 
     Returns:
@@ -75,7 +75,7 @@ def near_within(prompts: Mapping[str, Prompt], *, near: float) -> dict[str, Any]
 def between(
     first: Sequence[Pair],
     second: Sequence[Pair],
-    prompts: tuple[Mapping[str, Prompt], Mapping[str, Prompt]],
+    prompts: tuple[Mapping[str, DistinctPrompt], Mapping[str, DistinctPrompt]],
     *,
     near: float = 0.8,
 ) -> dict[str, Any]:
@@ -114,7 +114,9 @@ def between(
     }
 
 
-def _examples(matches: Sequence[Match], left: Sequence[Prompt], right: Sequence[Prompt]) -> list[dict[str, Any]]:
+def _examples(
+    matches: Sequence[Match], left: Sequence[DistinctPrompt], right: Sequence[DistinctPrompt]
+) -> list[dict[str, Any]]:
     best = sorted(matches, key=lambda match: (-match.similarity, match))[:_EXAMPLES]
     texts = [(left[match.left].text, right[match.right].text) for match in best]
     return [

@@ -117,7 +117,7 @@ def tokenise(
         is_turns = isinstance(prompt, list) or isinstance(completions[0], list)
         is_chat = is_turns or (prompt is not None and not limits.raw)
         templated += [is_chat and bool(tokenizer.chat_template)] * (1 + len(completions))
-    ids = _encode(tokenizer, texts, templated)
+    ids = encode_texts(tokenizer, texts, templated)
     special, bos = set(tokenizer.all_special_ids), tokenizer.bos_token_id
     found, at = [], 0
     for (_, completions), name in zip(groups, where, strict=True):
@@ -127,7 +127,7 @@ def tokenise(
     return found
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], templated: list[bool]) -> list[list[int]]:
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], templated: list[bool]) -> list[list[int]]:
     """Ids of every text. A template writes its own special tokens; to all other text the tokenizer adds them."""
     found: list[list[int]] = [[] for _ in texts]
     for is_templated in set(templated):
@@ -167,7 +167,7 @@ def _fit(
     room = max(limits.max_length - boundary, limits.max_length // 2)
     room = min(room, limits.max_completion_length or room)
     kept = [_cut_right(completion, room, special) for completion in completions]
-    prompt = _cut_left(prompts, limits.max_length - max(map(len, kept)), bos)
+    prompt = cut_left(prompts, limits.max_length - max(map(len, kept)), bos)
     return TokenGroup(
         sequences=tuple(np.array(prompt + completion, dtype=np.int32) for completion in kept),
         completion_lengths=tuple(map(len, kept)),
@@ -191,7 +191,8 @@ def _cut_right(completion: list[int], room: int, special: set[int]) -> list[int]
     return completion[: room - closing] + (completion[-closing:] if closing else [])
 
 
-def _cut_left(prompt: list[int], room: int, bos: int | None) -> list[int]:
+def cut_left(prompt: list[int], room: int, bos: int | None) -> list[int]:
+    """The end of a prompt that fits into the room, its first token kept where that is the beginning-of-sequence token."""
     if len(prompt) <= room:
         return prompt
     if room > 0 and bos is not None and prompt[0] == bos:

@@ -20,7 +20,7 @@ class Alarm(NamedTuple):
 
 
 @dataclass
-class Watch:
+class MonitorSet:
     """Monitors with their states; the states are pure values, so they are saved and restored with the run."""
 
     monitors: Mapping[str, Monitor]

@@ -92,22 +92,22 @@ def gae(
     mask: Bool[Tensor, "rows tokens"],
     *,
     discount: float = 1.0,
-    trace: float = 0.95,
+    gae_lambda: float = 0.95,
 ) -> TokenAdvantages:
     """Generalised advantage estimates and returns of every token, in reward units.
 
-    A_t = delta_t + discount trace A_{t+1}, with delta_t = r_t + discount V_{t+1} - V_t. `values` is V before the token: what the
-    value function expects from the tokens so far. Tokens outside the mask are stepped over, wherever they stand, so V_{t+1}
+    A_t = delta_t + discount gae_lambda A_{t+1}, with delta_t = r_t + discount V_{t+1} - V_t. `values` is V before the token: what
+    the value function expects from the tokens so far. Tokens outside the mask are stepped over, wherever they stand, so V_{t+1}
     and A_{t+1} are those of the next token in the mask; after the last one both are 0, also where a completion was cut off.
 
-    trace = 1 gives rewards-to-go minus the value (no bias, most variance), trace = 0 the one-step error delta_t.
+    gae_lambda = 1 gives rewards-to-go minus the value (no bias, most variance), gae_lambda = 0 the one-step error delta_t.
 
-    Reference: Schulman et al. 2015, arXiv:1506.02438, Eq. 16, whose gamma and lambda are `discount` and `trace`.
+    Reference: Schulman et al. 2015, arXiv:1506.02438, Eq. 16, whose gamma and lambda are `discount` and `gae_lambda`.
 
     Raises:
-        ValueError: When the discount or the trace lies outside [0, 1].
+        ValueError: When the discount or the gae_lambda lies outside [0, 1].
     """
-    for name, number in {"discount": discount, "trace": trace}.items():
+    for name, number in {"discount": discount, "gae_lambda": gae_lambda}.items():
         if not 0 <= number <= 1:
             raise ValueError(f"{name} is {number}; it must lie between 0 and 1: above 1 later rewards would count more")
     rewards, values = rewards.masked_fill(~mask, 0), values.masked_fill(~mask, 0)
@@ -116,7 +116,7 @@ def gae(
     for at in reversed(range(mask.shape[1])):
         is_real = mask[:, at]
         error = rewards[:, at] + discount * next_value - values[:, at]
-        advantage = error + discount * trace * next_advantage
+        advantage = error + discount * gae_lambda * next_advantage
         advantages[:, at] = advantage.masked_fill(~is_real, 0)
         next_advantage = torch.where(is_real, advantage, next_advantage)
         next_value = torch.where(is_real, values[:, at], next_value)

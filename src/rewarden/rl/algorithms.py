@@ -60,7 +60,7 @@ class Algorithm:
     """Added to a group's standard deviation, in reward units."""
     discount: float = 1.0
     """Of later rewards, for values; 1 is usual with language models."""
-    trace: float = 0.95
+    gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation: 0 trusts the values, 1 the rewards."""
     value_weight: float = 0.1
     """Weight of the value loss beside the policy's."""
@@ -102,7 +102,7 @@ class Algorithm:
         mask: Bool[Tensor, "rows tokens"],
     ) -> advantages.TokenAdvantages:
         """Advantage of every token, and the return that its value should have been, by generalised advantage estimation."""
-        return advantages.gae(rewards, values, mask, discount=self.discount, trace=self.trace)
+        return advantages.gae(rewards, values, mask, discount=self.discount, gae_lambda=self.gae_lambda)
 
     def policy_loss(
         self,
@@ -197,9 +197,11 @@ def changed(algorithm: Algorithm, **fields: object) -> Algorithm:
             f"surrogate {found.surrogate!r} weighs tokens, and this algorithm compares whole completions; take one with ratio "
             "'token'"
         )
-    if not (0 < found.discount <= 1 and 0 <= found.trace <= 1 and found.value_weight >= 0 and found.value_clip > 0):
+    if not (
+        0 < found.discount <= 1 and 0 <= found.gae_lambda <= 1 and found.value_weight >= 0 and found.value_clip > 0
+    ):
         raise ValueError(
-            f"got discount {found.discount}, trace {found.trace}, value weight {found.value_weight} and value clip "
+            f"got discount {found.discount}, gae_lambda {found.gae_lambda}, value weight {found.value_weight} and value clip "
             f"{found.value_clip}; the first two lie between 0 and 1, the weight is at least 0 and the clip above 0"
         )
     return found

@@ -28,8 +28,8 @@ def test_each_change_is_made_and_no_other() -> None:
     assert algorithm("--algorithm grpo --kl-estimator k2") == replace(GRPO, kl_estimator="k2")
     assert algorithm("--algorithm grpo --surrogate sapo") == replace(GRPO, surrogate="sapo")
     assert algorithm("--algorithm ppo --surrogate cispo --clip-high 2") == replace(PPO, surrogate="cispo", clip_high=2)
-    changed = replace(PPO, discount=0.9, trace=0.5, value_weight=1.0)
-    assert algorithm("--algorithm ppo --discount 0.9 --trace 0.5 --value-weight 1") == changed
+    changed = replace(PPO, discount=0.9, gae_lambda=0.5, value_weight=1.0)
+    assert algorithm("--algorithm ppo --discount 0.9 --gae-lambda 0.5 --value-weight 1") == changed
 
 
 def test_where_the_divergence_is_charged_decides_its_estimator() -> None:
@@ -41,7 +41,7 @@ def test_where_the_divergence_is_charged_decides_its_estimator() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--algorithm grpo --trace 0.5", "--trace belong to --algorithm ppo, and it is grpo"),
+        ("--algorithm grpo --gae-lambda 0.5", "--gae-lambda belong to --algorithm ppo, and it is grpo"),
         ("--discount 0.5 --value-weight 1", "--discount, --value-weight belong to"),
         ("--algorithm rloo --aggregation per-token", "--aggregation is about tokens, and rloo compares"),
         ("--algorithm remax --aggregation per-token", "--aggregation is about tokens, and remax compares"),
@@ -54,7 +54,7 @@ def test_where_the_divergence_is_charged_decides_its_estimator() -> None:
             "--clip-low and --clip-high would do nothing",
         ),
         ("--clip-low 1", "clip range is 1.0 below"),
-        ("--algorithm ppo --trace 1.5", "trace 1.5"),
+        ("--algorithm ppo --gae-lambda 1.5", "gae_lambda 1.5"),
         ("--algorithm ppo --discount 0", "discount 0.0"),
     ],
 )

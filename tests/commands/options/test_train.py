@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewarden.cli import main
-from rewarden.commands.options.train import MachineOptions, WrapperOptions
+from rewarden.commands.options.train import TrainMachineOptions, WrapperOptions
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.centered import Centered
@@ -42,16 +42,16 @@ def test_wrappers_out_of_range_are_refused(options: WrapperOptions, message: str
 
 def test_trackers_are_looked_for_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
-    MachineOptions(report_to=("wandb", "none")).check_machine()
+    TrainMachineOptions(report_to=("wandb", "none")).check_machine()
     with pytest.raises(ValueError, match="not installed; pip install tensorboard"):
-        MachineOptions(report_to=("wandb", "tensorboard")).check_machine()
+        TrainMachineOptions(report_to=("wandb", "tensorboard")).check_machine()
     with pytest.raises(ValueError, match=r"unknown tracker; there are .*tensorboard"):
-        MachineOptions(report_to=("tensorbord",)).check_machine()
+        TrainMachineOptions(report_to=("tensorbord",)).check_machine()
 
 
 def test_accumulation_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="--gradient-accumulation is 0"):
-        MachineOptions(gradient_accumulation=0).check_machine()
+        TrainMachineOptions(gradient_accumulation=0).check_machine()
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_deepspeed_configurations_that_would_undo_something_are_refused(
     packages(deepspeed=True)
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        MachineOptions(deepspeed=tmp_path / "ds.json").check_machine()
+        TrainMachineOptions(deepspeed=tmp_path / "ds.json").check_machine()
 
 
 def test_a_deepspeed_configuration_is_taken_where_the_package_is_there(tmp_path: Path, packages) -> None:
-    options = MachineOptions(deepspeed=tmp_path / "ds.json")
+    options = TrainMachineOptions(deepspeed=tmp_path / "ds.json")
     packages(deepspeed=True)
     with pytest.raises(ValueError, match="No such file"):
         options.check_machine()

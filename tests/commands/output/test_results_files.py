@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarden.commands.measure import Material, Measured
+from rewarden.commands.measure import EvaluationData, Measured
 from rewarden.commands.output.results_files import PAIR_COLUMNS, SET_COLUMNS, write_results
 from rewarden.files import write_text
 
@@ -33,7 +33,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_one_model_has_no_column_for_it(tmp_path: Path) -> None:
-    write_results(tmp_path, {"a": 1}, {"m": measured()}, Material())
+    write_results(tmp_path, {"a": 1}, {"m": measured()}, EvaluationData())
     (line,) = rows(tmp_path / "results.csv")
     assert tuple(line) == SET_COLUMNS
     assert (line["accuracy"], line["accuracy_low"], line["length_slope"]) == ("0.6", "0.5", "0.3")
@@ -43,19 +43,19 @@ def test_one_model_has_no_column_for_it(tmp_path: Path) -> None:
 
 
 def test_several_models_are_told_apart(tmp_path: Path) -> None:
-    write_results(tmp_path, {}, {"m": measured(), "n": measured()}, Material())
+    write_results(tmp_path, {}, {"m": measured(), "n": measured()}, EvaluationData())
     for name in ("results.csv", "pairs.csv"):
         assert [line["model"] for line in rows(tmp_path / name)] == ["m", "n"]
 
 
 def test_without_pairs_there_is_a_head(tmp_path: Path) -> None:
-    write_results(tmp_path, {}, {"m": Measured({"sets": {}}, [], {}, {})}, Material())
+    write_results(tmp_path, {}, {"m": Measured({"sets": {}}, [], {}, {})}, EvaluationData())
     assert (tmp_path / "pairs.csv").read_text() == ",".join(PAIR_COLUMNS) + "\n"
 
 
 def test_results_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_results(tmp_path, {"a": float("nan")}, {"m": measured()}, Material())
+        write_results(tmp_path, {"a": float("nan")}, {"m": measured()}, EvaluationData())
     assert not (tmp_path / "results.json").exists()
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rewarden.commands.options.scoring import ScoringOptions
-from rewarden.commands.output.score_cache import KeptScores, identity
-from rewarden.hf.scoring.scorer import Score
+from rewarden.commands.output.score_cache import ScoreCache, identity
+from rewarden.hf.scoring.scorer import CompletionScore
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Counting:
         if progress is not None:
             progress(sum(map(len, completions)))
         return [
-            [Score(len(c) / 3, 0.1 * len(c), len(c) > 3, len(c), (0.1, 0.2)) for c in group] for group in completions
+            [CompletionScore(len(c) / 3, 0.1 * len(c), len(c) > 3, len(c), (0.1, 0.2)) for c in group]
+            for group in completions
         ]
 
 
@@ -31,20 +32,20 @@ PROMPTS, COMPLETIONS = ["p", "q"], [["a", "bbb"], ["cccc"]]
 
 def test_kept_scores_come_back_bit_for_bit(tmp_path: Path) -> None:
     inner = Counting()
-    first = KeptScores(inner, tmp_path / "new", "id", reuse=True)
+    first = ScoreCache(inner, tmp_path / "new", "id", reuse=True)
     scores = first(PROMPTS, COMPLETIONS)
     ticks: list[int] = []
     assert first(PROMPTS, COMPLETIONS, progress=ticks.append) == scores
     assert inner.asked == 1
     assert ticks == [3]
-    assert scores[0][1] == Score(1.0, 0.1 * 3, False, 3, (0.1, 0.2))
-    assert isinstance(first(PROMPTS, COMPLETIONS)[0][0], Score)
+    assert scores[0][1] == CompletionScore(1.0, 0.1 * 3, False, 3, (0.1, 0.2))
+    assert isinstance(first(PROMPTS, COMPLETIONS)[0][0], CompletionScore)
     assert first.record == {"method": "Counting"}
 
 
 def test_other_texts_other_models_and_fresh_runs_are_scored(tmp_path: Path) -> None:
     inner = Counting()
-    kept = KeptScores(inner, tmp_path, "id", reuse=True)
+    kept = ScoreCache(inner, tmp_path, "id", reuse=True)
     kept(PROMPTS, COMPLETIONS)
     kept(["p", "other"], COMPLETIONS)
     kept(PROMPTS, [["a"], ["bbb", "cccc"]])  # the same texts, grouped otherwise
@@ -57,10 +58,10 @@ def test_other_texts_other_models_and_fresh_runs_are_scored(tmp_path: Path) -> N
 def test_scores_without_members(tmp_path: Path) -> None:
     class Plain(Counting):
         def __call__(self, _prompts, completions, **_):
-            return [[Score(1.0)] for _ in completions]
+            return [[CompletionScore(1.0)] for _ in completions]
 
-    kept = KeptScores(Plain(), tmp_path, "id", reuse=True)
-    assert kept(["p"], [["a"]]) == kept(["p"], [["a"]]) == [[Score(1.0, None, False, 0, None)]]
+    kept = ScoreCache(Plain(), tmp_path, "id", reuse=True)
+    assert kept(["p"], [["a"]]) == kept(["p"], [["a"]]) == [[CompletionScore(1.0, None, False, 0, None)]]
 
 
 def test_an_interrupted_call_leaves_nothing(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        KeptScores(Failing(), tmp_path, "id", reuse=True)(PROMPTS, COMPLETIONS)
+        ScoreCache(Failing(), tmp_path, "id", reuse=True)(PROMPTS, COMPLETIONS)
     assert list(tmp_path.iterdir()) == []
 
 

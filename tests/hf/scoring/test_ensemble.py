@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rewarden import shaping
 from rewarden.hf.scoring.ensemble import ScorerEnsemble, combined
-from rewarden.hf.scoring.scorer import Score, Scorer
+from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training.fit import save
 from rewarden.methods.bradley_terry import BradleyTerry
@@ -43,12 +43,12 @@ def scorers(build, tokenizer, halves) -> tuple[Scorer, ...]:
 
 
 @pytest.fixture
-def alone(scorers) -> list[list[Score]]:
+def alone(scorers) -> list[list[CompletionScore]]:
     """What each model says by itself, over all completions."""
     return [[score for group in scorer(PROMPTS, COMPLETIONS) for score in group] for scorer in scorers]
 
 
-def flat(scores) -> list[Score]:
+def flat(scores) -> list[CompletionScore]:
     return [score for group in scores for score in group]
 
 
@@ -195,7 +195,7 @@ def test_standardising_needs_trained_members(scorers):
         record: dict = {}  # noqa: RUF012
 
         def __call__(self, prompts, completions, *, progress=None):  # noqa: ARG002
-            return [[Score(1.0) for _ in group] for group in completions]
+            return [[CompletionScore(1.0) for _ in group] for group in completions]
 
     mixed = ScorerEnsemble((scorers[0], Constant()))(PROMPTS, COMPLETIONS)
     assert all(score.members[1] == 1.0 for group in mixed for score in group)

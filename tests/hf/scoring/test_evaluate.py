@@ -6,7 +6,7 @@ import pytest
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.data import GoldGroup, Pair
 from rewarden.hf.scoring.evaluate import evaluate_on_benchmark, evaluate_on_gold, evaluate_on_pairs, gains
-from rewarden.hf.scoring.scorer import Score, Scorer
+from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import Limits
 
 KEYS = {
@@ -38,7 +38,7 @@ class Stub:
         self.asked.append((list(prompts), [list(group) for group in completions]))
         if progress is not None:
             progress(sum(map(len, completions)))
-        return [[Score(float(c), None, c == "9", len(c)) for c in group] for group in completions]
+        return [[CompletionScore(float(c), None, c == "9", len(c)) for c in group] for group in completions]
 
 
 def pair(prompt: str, chosen: str, rejected: str, source: str = "a") -> Pair:
@@ -116,7 +116,7 @@ def test_markdown_reaches_the_metrics():
 
     class Longest(Stub):
         def __call__(self, _prompts, completions, **_):
-            return [[Score(float(len(c[0]["content"]))) for c in group] for group in completions]
+            return [[CompletionScore(float(len(c[0]["content"]))) for c in group] for group in completions]
 
     prompt = [{"role": "user", "content": "hi"}]
     pairs = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rewarden import shaping
-from rewarden.hf.scoring.scorer import Score, Scorer
+from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import Limits, tokenise
 from rewarden.hf.training.fit import save
 from rewarden.methods.bradley_terry import BradleyTerry
@@ -143,7 +143,7 @@ def test_load_gives_the_same_scores(build, tokenizer, tmp_path):
     found = loaded(PROMPTS, COMPLETIONS)
     expected = Scorer(model, tokenizer, loaded.limits)(PROMPTS, COMPLETIONS)
     assert found == expected
-    assert isinstance(found[0][0], Score)
+    assert isinstance(found[0][0], CompletionScore)
     assert found[0][1].is_truncated
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rewarden.hf.scoring.scorer import Score
+from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.weighted_sum import Standardised, WeightedSum
 
 
@@ -29,7 +29,7 @@ class Length:
             progress(sum(map(len, completions)))
         return [
             [
-                Score(
+                CompletionScore(
                     self.scale * len(c),
                     self.uncertainty,
                     len(c) > 9,

@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 import pytest
 
 from rewarden.report.run import curves
-from rewarden.report.run.folder import Run, read_run
+from rewarden.report.run.folder import RunFolder, read_run
 from rewarden.report.run.style import ALARM, BEST
 
 
-def run_of(*steps: dict[str, Any], best: dict[str, Any] | None = None) -> Run:
-    return Run(Path("run"), list(steps), {}, best or {}, [])
+def run_of(*steps: dict[str, Any], best: dict[str, Any] | None = None) -> RunFolder:
+    return RunFolder(Path("run"), list(steps), {}, best or {}, [])
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

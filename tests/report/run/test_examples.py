@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from rewarden.report.run import examples
-from rewarden.report.run.examples import Reference
+from rewarden.report.run.examples import ReferenceAnswers
 from rewarden.report.run.folder import read_columns, read_run
 
 EVIL = "</div><script>alert(1)</script>"
@@ -33,17 +33,17 @@ def test_steps_are_spread_and_hold_the_wanted_ones() -> None:
 
 
 def test_the_signal_is_the_first_that_there_is() -> None:
-    reference = Reference.of([row("p", "r", reward=1.0), row("p", "s", reward=3.0), row("q", "t", reward=-5.0)])
+    reference = ReferenceAnswers.of([row("p", "r", reward=1.0), row("p", "s", reward=3.0), row("q", "t", reward=-5.0)])
     rows = [row("p", "a", reward=3.0), row("q", "b", reward=0.0), row("p", "c", reward=2.5)]
 
-    def order(rows: list[dict[str, Any]], reference: Reference) -> tuple[str, list[str]]:
+    def order(rows: list[dict[str, Any]], reference: ReferenceAnswers) -> tuple[str, list[str]]:
         name, found = examples.most_outlying(rows, reference)
         return name.split()[0], [each["completion"] for each in found]
 
     # Gains: 3 - 2, 0 + 5, and the second of prompt p is left out.
     assert order(rows, reference) == ("reward", ["b", "a"])
     assert examples.most_outlying(rows, reference)[0].startswith("reward gained")
-    nothing = Reference.of([])
+    nothing = ReferenceAnswers.of([])
     assert order(rows, nothing) == ("reward", ["a", "b"])
     unsure = [each | {"uncertainty": u} for each, u in zip(rows, (0.1, None, 0.2), strict=True)]
     assert order(unsure, nothing) == ("uncertainty", ["c", "b"])
@@ -53,19 +53,19 @@ def test_the_signal_is_the_first_that_there_is() -> None:
 
 
 def test_gain_and_place_among_the_reference_by_hand() -> None:
-    reference = Reference.of(
+    reference = ReferenceAnswers.of(
         [row("p", "r", reward=1.0, latent_distance=2.0), row("p", "s", reward=2.0, latent_distance=4.0)]
     )
     assert reference.gain(row("p", "a", reward=4.0)) == 2.5
     assert reference.gain(row("other", "a", reward=4.0)) is None
     assert reference.below(3.0) == "farther out than 1 of 2 reference responses"
     assert reference.below(2.0) == "farther out than 0 of 2 reference responses"
-    assert reference.below(None) == Reference.of([]).below(1.0) == ""
+    assert reference.below(None) == ReferenceAnswers.of([]).below(1.0) == ""
 
 
 def test_turns_are_the_same_however_they_are_spaced() -> None:
     turns = [{"role": "user", "content": "Hi [1]"}]
-    reference = Reference.of([row(json.dumps(turns, indent=1), "r")])
+    reference = ReferenceAnswers.of([row(json.dumps(turns, indent=1), "r")])
     assert len(reference.to(json.dumps(turns))) == 1
     assert len(reference.to("Hi [1]")) == 0
 

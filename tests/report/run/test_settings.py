@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rewarden.report.run import settings
-from rewarden.report.run.folder import Run, read_run
+from rewarden.report.run.folder import RunFolder, read_run
 
 EVIL = "<img src=x onerror=alert(1)>"
 
 
-def run_of(*steps: dict[str, Any], record: dict[str, Any] | None = None) -> Run:
-    return Run(Path("run"), list(steps), record or {}, {}, ())
+def run_of(*steps: dict[str, Any], record: dict[str, Any] | None = None) -> RunFolder:
+    return RunFolder(Path("run"), list(steps), record or {}, {}, ())
 
 
 def cells(text: str) -> list[list[str]]:

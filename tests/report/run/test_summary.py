@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from rewarden.report.run.folder import Run, read_run
+from rewarden.report.run.folder import RunFolder, read_run
 from rewarden.report.run.summary import short, summary, what_ran
 
 
-def run_of(*steps: dict[str, Any], record: dict[str, Any] | None = None, notes: tuple[str, ...] = ()) -> Run:
-    return Run(Path("run"), list(steps), record or {}, {}, notes)
+def run_of(*steps: dict[str, Any], record: dict[str, Any] | None = None, notes: tuple[str, ...] = ()) -> RunFolder:
+    return RunFolder(Path("run"), list(steps), record or {}, {}, notes)
 
 
 @pytest.mark.parametrize(

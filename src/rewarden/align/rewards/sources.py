@@ -20,7 +20,7 @@ from rewarden.hf.batches import by_token_budget, make_batch
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.endogenous import EndogenousScorer
 from rewarden.hf.scoring.ensemble import ScorerEnsemble
-from rewarden.hf.scoring.scorer import Score, Scorer
+from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import TokenGroup, tokenise
 from rewarden.shaping import nominal
 
@@ -263,7 +263,7 @@ def _check(prompts: Sequence[Text], completions: Groups, extras: Extras) -> None
         )
 
 
-def _of_scores(groups: Sequence[Sequence[Score]]) -> Judged:
+def _of_scores(groups: Sequence[Sequence[CompletionScore]]) -> Judged:
     """The scores as tensors."""
     scores = [score for group in groups for score in group]
     spread = [score.uncertainty for score in scores if score.uncertainty is not None]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rewarden.align.rewards.judges import Judges
     from rewarden.align.rewards.pipeline import Component, Payment
     from rewarden.align.rewards.sources import RewardSource
-    from rewarden.align.rollouts import Writer
+    from rewarden.align.rollouts import RolloutSampler
     from rewarden.commands.options.align import Align
-    from rewarden.monitors.monitor_set import Watch
+    from rewarden.monitors.monitor_set import MonitorSet
 
 R2M_RATE = 4096e-6
 """Default learning rate of R2M times the reward model's width: the paper's 1e-6 at its width of 4096. Narrower layers take
@@ -93,12 +93,12 @@ def responses(
     judges: Judges,
     prompts: Sequence[Prompt],
     ids: Sequence[Sequence[int]],
-    writer: Writer,
+    writer: RolloutSampler,
     sampling: SamplingCopy,
 ) -> Responses:
     """The starting policy's responses: those stored by the run, or sampled now by the first process."""
     from rewarden.align import reference_responses
-    from rewarden.align.agreement import of_first
+    from rewarden.align.agreement import on_main
     from rewarden.align.rewards.functions import RewardError
 
     is_compared = judges.endogenous is not None or judges.detector is not None or judges.source.has_latents
@@ -112,7 +112,7 @@ def responses(
         reference_responses.sample_and_store(args.output, judges, prompts, ids, writer, sampling.model(), places)
 
     try:
-        of_first(accelerator, sample)
+        on_main(accelerator, sample)
     except RewardError as error:
         raise ValueError(
             f"responses of the starting policy: {error}. Nothing was trained yet; mend the reward and begin again with --resume"
@@ -179,15 +179,15 @@ def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]
     return [pipeline.latent_penalty(fits, args.ibl_weight)]
 
 
-def watch(args: Align, responses: Responses) -> Watch:
+def watch(args: Align, responses: Responses) -> MonitorSet:
     """Both monitors where there are latents; a reference too small for one is an error only if the run shall stop on it."""
     from rewarden.monitors.cluster_separation import ClusterSeparation
     from rewarden.monitors.mahalanobis import MahalanobisOutliers
     from rewarden.monitors.monitor import Monitor
-    from rewarden.monitors.monitor_set import Watch
+    from rewarden.monitors.monitor_set import MonitorSet
 
     if responses.latent is None:
-        return Watch({})
+        return MonitorSet({})
     found: dict[str, Monitor] = {}
     for monitor in (ClusterSeparation(), MahalanobisOutliers()):
         try:
@@ -198,7 +198,7 @@ def watch(args: Align, responses: Responses) -> Watch:
             say(f"monitor {monitor.name} is left out: {error}")
             continue
         found[monitor.name] = monitor
-    watch = Watch(found)
+    watch = MonitorSet(found)
     watch.start(responses.rollout())
     return watch
 

@@ -32,7 +32,7 @@ def build(
     import torch
 
     from rewarden.align.loop import Run
-    from rewarden.align.policy import Reference, SamplingCopy
+    from rewarden.align.policy import ReferencePolicy, SamplingCopy
     from rewarden.commands.build.align_outputs import Finish
 
     check(args, given_reward=reward is not None, given_gold=gold is not None)
@@ -68,7 +68,7 @@ def build(
         writer=writer,
         judges=judges,
         watch=align_rewards.watch(args, responses),
-        reference=Reference(policy),
+        reference=ReferencePolicy(policy),
         sampling=sampling,
         prompts=texts,
         ids=ids,
@@ -200,19 +200,19 @@ def _learning_rate(args: Align, policy: Policy) -> float:
 
 
 def _writer(args: Align, tokenizer: Any) -> Any:
-    from rewarden.align.rollouts import Writer
+    from rewarden.align.rollouts import RolloutSampler
     from rewarden.hf.generation.token_choice import Sampling
 
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k
     )
-    return Writer(tokenizer, sampling, args.group_size, args.seed, args.max_rows)
+    return RolloutSampler(tokenizer, sampling, args.group_size, args.seed, args.max_rows)
 
 
 def _plan(args: Align, lr: float) -> Any:
-    from rewarden.align.loop import Plan
+    from rewarden.align.loop import RunPlan
 
-    return Plan(
+    return RunPlan(
         steps=args.steps, prompts_per_step=args.prompts_per_step, seed=args.seed, lr=lr, warmup_steps=args.warmup_steps,
         save_every=args.save_every, eval_every=args.eval_every, report_every=args.report_every,
         keep_checkpoints=args.keep_checkpoints, mask_truncated=args.truncated == "mask", stop_on=args.stop_on,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class EvaluatedModel:
     """One column of the results."""
 
     name: str
@@ -34,7 +34,7 @@ class Entrant:
 
 def entrants(
     models: Sequence[Path], options: ScoringOptions, endogenous: EndogenousOptions, judge: JudgeOptions
-) -> list[Entrant]:
+) -> list[EvaluatedModel]:
     """Every trained model; the endogenous reward as one more or, with a weight, added to each of them; the judge.
 
     Raises:
@@ -48,7 +48,7 @@ def entrants(
     beside = endogenous if is_added else EndogenousOptions()
     names = labels(models) if models or (endogenous.endogenous is None and judge.judge is None) else []
     found = [
-        Entrant(
+        EvaluatedModel(
             name,
             str(model),
             partial(chosen_scorer, model, options, beside),
@@ -58,11 +58,11 @@ def entrants(
     ]
     if endogenous.endogenous is not None and not (is_added and models):
         own = partial(chosen_scorer, None, options, endogenous), partial(scores_identity, None, options, endogenous)
-        found.append(Entrant(f"endogenous {_short(endogenous.endogenous)}", endogenous.endogenous, *own))
+        found.append(EvaluatedModel(f"endogenous {_short(endogenous.endogenous)}", endogenous.endogenous, *own))
     if judge.judge is not None:
         name = f"{judge.judge_kind} {_short(judge.judge_model or judge.judge)}"
         found.append(
-            Entrant(name, judge.judge, partial(judge.scorer, options), partial(_judge_identity, judge, options))
+            EvaluatedModel(name, judge.judge, partial(judge.scorer, options), partial(_judge_identity, judge, options))
         )
     return found
 

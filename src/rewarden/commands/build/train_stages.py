@@ -26,7 +26,7 @@ WORK = ("checkpoints", "checkpoints-stage-one")
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What the stages learn from."""
 
     pairs: list[TokenPair]
@@ -36,7 +36,7 @@ class Material:
 
 
 def run_stages(
-    args: Train, method: Method, material: Material, lora: Lora | None
+    args: Train, method: Method, material: TrainingData, lora: Lora | None
 ) -> tuple[RewardModel, fit.Schedule, dict[str, Any]]:
     """One stage, or two for methods that need a teacher. Returns the model, the last stage's schedule and the logs."""
     from rewarden.hf.model.backbone import build_model, reheaded
@@ -86,7 +86,7 @@ def schedule_of(args: Train) -> fit.Schedule:
 def _stage(
     model: RewardModel,
     schedule: fit.Schedule,
-    material: Material,
+    material: TrainingData,
     lora: Lora | None,
     args: Train,
     *,
@@ -109,7 +109,7 @@ def _stage(
 
 
 def _teacher(
-    args: Train, schedule: fit.Schedule, material: Material, lora: Lora | None
+    args: Train, schedule: fit.Schedule, material: TrainingData, lora: Lora | None
 ) -> tuple[RewardModel, list[dict[str, float]]]:
     """The Bradley-Terry model of stage one: given, finished earlier, or trained now and saved in OUTPUT/stage-one."""
     from rewarden.hf import distributed

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class AlignRunOptions:
     """From what to where."""
 
     reward: str
@@ -127,7 +127,7 @@ class AlgorithmOptions:
     """Gradients longer than this are shortened to it."""
     discount: float | None = None
     """Of ppo: discount of later rewards. Default: 1."""
-    trace: float | None = None
+    gae_lambda: float | None = None
     """Of ppo: lambda of generalised advantage estimation. Default: 0.95."""
     value_weight: float | None = None
     """Of ppo: weight of the value loss. Default: 0.1."""
@@ -141,7 +141,7 @@ class AlgorithmOptions:
         from rewarden.rl.algorithms import ALGORITHMS, changed
 
         start = ALGORITHMS[self.algorithm]
-        of_values = {"discount": self.discount, "trace": self.trace, "value_weight": self.value_weight}
+        of_values = {"discount": self.discount, "gae_lambda": self.gae_lambda, "value_weight": self.value_weight}
         given = [f"--{name.replace('_', '-')}" for name, value in of_values.items() if value is not None]
         if given and not start.has_values:
             raise ValueError(
@@ -228,7 +228,7 @@ class FeedbackOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchOptions:
+class MonitorOptions:
     """What is watched on the way, and what is kept."""
 
     detector: str | None = None
@@ -253,7 +253,7 @@ class WatchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
+class AlignMachineOptions:
     """Memory and speed, and where numbers go."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -268,15 +268,15 @@ class MachineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Align(
-    MachineOptions,
-    WatchOptions,
+    AlignMachineOptions,
+    MonitorOptions,
     FeedbackOptions,
     AdapterOptions,
     AlgorithmOptions,
     PaymentOptions,
     ShapingOptions,
     RolloutOptions,
-    RunOptions,
+    AlignRunOptions,
 ):
     """Train a policy against a reward model, an ensemble, or a Python function.
 

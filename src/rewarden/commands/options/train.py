@@ -22,7 +22,7 @@ from rewarden.methods.smoothed import Smoothed
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class TrainRunOptions:
     """From what to where."""
 
     output: Path
@@ -125,7 +125,7 @@ class WrapperOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
+class TrainMachineOptions:
     """Memory, speed, where numbers go; none of these changes what is learned, but for rounding."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -218,7 +218,7 @@ MethodChoice = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(MachineOptions, LoraOptions, WrapperOptions, ScheduleOptions, DataOptions, RunOptions):
+class Train(TrainMachineOptions, LoraOptions, WrapperOptions, ScheduleOptions, DataOptions, TrainRunOptions):
     """Train a reward model on preference pairs (columns prompt, chosen, rejected; TRL's formats).
 
     The method comes last, with its own fields behind it:

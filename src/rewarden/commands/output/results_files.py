@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rewarden.files import write_text
 
 if TYPE_CHECKING:
-    from rewarden.commands.measure import Material, Measured
+    from rewarden.commands.measure import EvaluationData, Measured
 
 SET_COLUMNS = (
     "set",
@@ -44,7 +44,7 @@ PAIR_COLUMNS = (
 
 
 def write_results(
-    folder: Path, results: Mapping[str, Any], measured: Mapping[str, Measured], material: Material
+    folder: Path, results: Mapping[str, Any], measured: Mapping[str, Measured], material: EvaluationData
 ) -> None:
     """results.json, results.csv, pairs.csv and benchmarks/NAME.jsonl, each written whole or not at all.
 
@@ -65,7 +65,7 @@ def write_results(
         write_text(folder / "benchmarks" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def benchmark_rows(name: str, material: Material, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+def benchmark_rows(name: str, material: EvaluationData, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """The rewards that every model gave to a benchmark, one row per prompt with its completions, in the file's order.
 
     Returns:

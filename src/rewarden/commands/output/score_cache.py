@@ -14,11 +14,11 @@ from rewarden.files import write_text
 if TYPE_CHECKING:
     from rewarden.commands.options.scoring import ScoringOptions
     from rewarden.data import Text
-    from rewarden.hf.scoring.scorer import AnyScorer, Score
+    from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
 
 
 @dataclass(frozen=True)
-class KeptScores:
+class ScoreCache:
     """A scorer that keeps the scores of every call in a file of its own.
 
     The file is named after the scorer and everything that is scored, so that scores of another model, other options or other
@@ -44,9 +44,9 @@ class KeptScores:
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, from the file where there is one; see `Scorer.__call__`."""
-        from rewarden.hf.scoring.scorer import Score
+        from rewarden.hf.scoring.scorer import CompletionScore
 
         texts = json.dumps([self.identity, list(prompts), [list(group) for group in completions]])
         path = self.folder / f"{hashlib.sha256(texts.encode()).hexdigest()[:32]}.json"
@@ -54,7 +54,10 @@ class KeptScores:
             if progress is not None:
                 progress(sum(map(len, completions)))
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return [[Score(**values | {"members": _tuple(values["members"])}) for values in group] for group in kept]
+            return [
+                [CompletionScore(**values | {"members": _tuple(values["members"])}) for values in group]
+                for group in kept
+            ]
         scores = self.scorer(prompts, completions, progress=progress)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps([[score._asdict() for score in group] for group in scores]) + "\n")

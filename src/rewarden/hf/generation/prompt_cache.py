@@ -1,7 +1,7 @@
 """Attention of one new token per row to a prompt that a group of rows shares and to what the row has written itself.
 
-Registered with transformers' `AttentionInterface`, as `segments` is, and fed the same way: the cache travels
-as the keyword `shared=`, never as a global. The prompts go through the model once, end to end in one row without padding, and leave
+Registered with transformers' `AttentionInterface`, as `segments` is, and fed the same way: the cache travels as
+the keyword `shared=`, never as a global. The prompts go through the model once, end to end in one row without padding, and leave
 their keys and values here. After that every forward pass brings one token a row. Scores against the prompt are one matrix
 product per prompt and key head, for all rows of its group at once; scores against the row's own tokens are another; one softmax
 takes both, so nothing is approximated. Windows, soft-capping and sinks are those of the layer.

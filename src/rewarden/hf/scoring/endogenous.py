@@ -19,7 +19,7 @@ from rewarden.hf.batches import by_token_budget
 from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel, TokenLogits
 from rewarden.hf.model.reward_model import Layout
-from rewarden.hf.scoring.scorer import Score
+from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces
 from rewarden.hf.tokens import Limits, TokenGroup, render, tokenise
 
@@ -45,9 +45,9 @@ class EndogenousScorer:
     """Scores completions with what a causal language model knows already; nothing is trained.
 
     The reward is an aggregate of alpha log pi over the tokens of the completion (`rewarden.endogenous.response_scores`), and
-    `Score.prompt_value` is V(s_1). Prompts are processed once for all of their completions where the model allows it. The head
-    is applied a block at a time, so memory does not depend on the size of the vocabulary. Identical completions of a prompt tie
-    exactly.
+    `prompt_value` of a score is V(s_1). Prompts are processed once for all of their completions where the model allows it. The
+    head is applied a block at a time, so memory does not depend on the size of the vocabulary. Identical completions of a
+    prompt tie exactly.
     """
 
     model: CausalModel
@@ -123,14 +123,14 @@ class EndogenousScorer:
 
     def __call__(
         self, prompts: Sequence[Text | None], completions: Groups, *, progress: Tick | None = None
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, in the order given; see `rewarden.hf.scoring.scorer.Scorer.__call__`.
 
         Raises:
             ValueError: When a prompt has no completions, is missing or leaves a completion's first token without anything before
                 it; when a system turn is asked for and a prompt has one, or the chat template takes none.
         """
-        found: list[list[Score]] = [[] for _ in prompts]
+        found: list[list[CompletionScore]] = [[] for _ in prompts]
         for index, group, places, output in self._outputs(prompts, completions, progress):
             found[index] = self._scores(group, places, output)
         return found
@@ -147,20 +147,20 @@ class EndogenousScorer:
 
     def with_tokens(
         self, prompts: Sequence[Text | None], completions: Groups, *, progress: Tick | None = None
-    ) -> tuple[list[list[Score]], list[list[TokenRewards]]]:
+    ) -> tuple[list[list[CompletionScore]], list[list[TokenRewards]]]:
         """The scores and the rewards of the tokens, from one pass over the completions.
 
         Raises:
             ValueError: As when called.
         """
-        scores: list[list[Score]] = [[] for _ in prompts]
+        scores: list[list[CompletionScore]] = [[] for _ in prompts]
         tokens: list[list[TokenRewards]] = [[] for _ in prompts]
         for index, group, places, output in self._outputs(prompts, completions, progress):
             scores[index] = self._scores(group, places, output)
             tokens[index] = self._token_rewards(group, places, output)
         return scores, tokens
 
-    def _scores(self, group: TokenGroup, places: Sequence[int], output: TokenLogits) -> list[Score]:
+    def _scores(self, group: TokenGroup, places: Sequence[int], output: TokenLogits) -> list[CompletionScore]:
         """One score per completion of the group, from the output of its distinct ones and the place of each among them."""
         values = prompt_values(output.log_sum_exp, output.lengths, alpha=self.alpha).tolist()
         rewards = response_scores(
@@ -171,7 +171,7 @@ class EndogenousScorer:
             alpha=self.alpha,
         ).tolist()
         return [
-            Score(rewards[place], is_truncated=is_truncated, length=length, prompt_value=values[place])
+            CompletionScore(rewards[place], is_truncated=is_truncated, length=length, prompt_value=values[place])
             for place, is_truncated, length in zip(places, group.is_truncated, group.completion_lengths, strict=True)
         ]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rewarden.core import RewardOutput
 from rewarden.data import Text
-from rewarden.hf.scoring.scorer import AnyScorer, Score, Scorer
+from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore, Scorer
 from rewarden.shaping import Shaping, nominal
 
 
@@ -71,7 +71,7 @@ class ScorerEnsemble:
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, in the order given, as `Scorer.__call__`.
 
         A score is truncated when any model saw only a part; its length is that under the first model's tokenizer. `progress`
@@ -80,7 +80,7 @@ class ScorerEnsemble:
         Raises:
             ValueError: When there are not as many lists of completions as prompts, or a list is empty.
         """
-        tick = None if progress is None else _Shared(progress, len(self.scorers))
+        tick = None if progress is None else SharedProgress(progress, len(self.scorers))
         found = [
             [score for group in scorer(prompts, completions, progress=tick) for score in group]
             for scorer in self.scorers
@@ -90,7 +90,7 @@ class ScorerEnsemble:
         scores = iter(self._combine(found))
         return [[next(scores) for _ in group] for group in completions]
 
-    def _combine(self, found: Sequence[Sequence[Score]]) -> list[Score]:
+    def _combine(self, found: Sequence[Sequence[CompletionScore]]) -> list[CompletionScore]:
         """One score per completion, from the scores that each model gave to all of them."""
         columns = [self._member(number, scores) for number, scores in enumerate(found)]
         # Each distinct row is combined once, so that ties survive whatever the order of summation on the machine.
@@ -99,7 +99,7 @@ class ScorerEnsemble:
         assert output.uncertainty is not None
         rewards, spread = self.shaping(output)[place].tolist(), output.uncertainty[place].tolist()
         return [
-            Score(
+            CompletionScore(
                 reward=reward,
                 uncertainty=uncertainty,
                 is_truncated=any(score.is_truncated for score in each),
@@ -111,7 +111,7 @@ class ScorerEnsemble:
             )
         ]
 
-    def _member(self, number: int, scores: Sequence[Score]) -> Float[Tensor, " completions"]:
+    def _member(self, number: int, scores: Sequence[CompletionScore]) -> Float[Tensor, " completions"]:
         """The rewards of one model in float64, raw or standardised."""
         rewards = torch.tensor([score.reward for score in scores], dtype=torch.float64)
         if not self.standardise:
@@ -149,7 +149,7 @@ def combined(members: Float[Tensor, "batch members"]) -> RewardOutput:
     return RewardOutput(reward=members.mean(-1), uncertainty=members.std(-1), members=members)
 
 
-class _Shared:
+class SharedProgress:
     """Progress of several models over the same completions: a completion counts when each has had its share."""
 
     def __init__(self, progress: Callable[[int], object], models: int) -> None:
@@ -158,6 +158,7 @@ class _Shared:
         self.pending = 0
 
     def __call__(self, completions: int) -> None:
+        """Count what one more model has scored."""
         whole, self.pending = divmod(self.pending + completions, self.models)
         if whole:
             self.progress(whole)

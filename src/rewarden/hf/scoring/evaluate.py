@@ -13,7 +13,7 @@ from rewarden.evaluation.best_of_n import evaluate_best_of_n
 from rewarden.evaluation.bootstrap import cluster_ids
 from rewarden.evaluation.length_bias import accuracy_by_markdown, markdown_marks
 from rewarden.evaluation.pairs import evaluate_pairs
-from rewarden.hf.scoring.scorer import AnyScorer, Score
+from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
 from rewarden.overoptimization import best_of_n
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Tick = Callable[[int], object]
 
 def evaluate_on_pairs(
     scorer: AnyScorer, pairs: Sequence[Pair], *, seed: int = 0, progress: Tick | None = None
-) -> tuple[dict[str, Any], list[tuple[Score, Score]]]:
+) -> tuple[dict[str, Any], list[tuple[CompletionScore, CompletionScore]]]:
     """Results of `rewarden.evaluation.pairs.evaluate_pairs`, and the scores of (chosen, rejected) for every pair.
 
     "by_markdown" is added, of `rewarden.evaluation.length_bias.accuracy_by_markdown`. Intervals are clustered by prompt.
@@ -76,7 +76,9 @@ def evaluate_on_gold(
     return gold_results(groups, scored, seed=seed)
 
 
-def gold_results(groups: Sequence[GoldGroup], scored: Sequence[Sequence[Score]], *, seed: int = 0) -> dict[str, Any]:
+def gold_results(
+    groups: Sequence[GoldGroup], scored: Sequence[Sequence[CompletionScore]], *, seed: int = 0
+) -> dict[str, Any]:
     """What `evaluate_on_gold` returns, from scores that are there already.
 
     Raises:
@@ -88,7 +90,7 @@ def gold_results(groups: Sequence[GoldGroup], scored: Sequence[Sequence[Score]],
     return evaluate_best_of_n(proxy, gold, seed=seed) | {"truncated": truncated}
 
 
-def gains(groups: Sequence[GoldGroup], scored: Sequence[Sequence[Score]]) -> list[float]:
+def gains(groups: Sequence[GoldGroup], scored: Sequence[Sequence[CompletionScore]]) -> list[float]:
     """Per prompt, what the scorer's favourite out of n has more in gold than a random pick; n as in `evaluate_on_gold`.
 
     Returns:
@@ -105,7 +107,7 @@ def gains(groups: Sequence[GoldGroup], scored: Sequence[Sequence[Score]]) -> lis
 
 def evaluate_on_benchmark(
     scorer: AnyScorer, benchmark: Benchmark, items: Sequence[Item], *, seed: int = 0, progress: Tick | None = None
-) -> tuple[dict[str, Any], list[list[Score]]]:
+) -> tuple[dict[str, Any], list[list[CompletionScore]]]:
     """Results of the benchmark's own metric with "truncated" completions, and the scores of every group of completions.
 
     Args:

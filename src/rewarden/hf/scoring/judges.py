@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rewarden.data import Text
-from rewarden.hf.scoring.scorer import Score
+from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.judging.answers import Answer, Answerer, Question, expected_rating, points, ranks, wins
 from rewarden.judging.templates import PAIRWISE, POINTWISE, VERIFIER, Kind, Template, as_text
 
@@ -83,7 +83,7 @@ class GenerativeVerifier:
 
     def __call__(
         self, prompts: Sequence[Text | None], completions: Sequence[Sequence[Text]], *, progress: Tick | None = None
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, as `rewarden.hf.scoring.scorer.Scorer.__call__`.
 
         Raises:
@@ -140,7 +140,7 @@ class PointwiseJudge:
 
     def __call__(
         self, prompts: Sequence[Text | None], completions: Sequence[Sequence[Text]], *, progress: Tick | None = None
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, as `rewarden.hf.scoring.scorer.Scorer.__call__`.
 
         Raises:
@@ -185,7 +185,7 @@ class PairwiseJudge:
 
     def __call__(
         self, prompts: Sequence[Text | None], completions: Sequence[Sequence[Text]], *, progress: Tick | None = None
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, as `rewarden.hf.scoring.scorer.Scorer.__call__`.
 
         Raises:
@@ -252,12 +252,12 @@ def _scores(
     texts: Sequence[tuple[str, list[str]]],
     truncated: Sequence[Sequence[bool]],
     rewards: Sequence[Sequence[tuple[float, float | None]]],
-) -> list[list[Score]]:
+) -> list[list[CompletionScore]]:
     """Scores of every completion from its reward and uncertainty; lengths come from whoever answers."""
     lengths = iter(judge.answerer.lengths([text for _, group in texts for text in group]))
     return [
         [
-            Score(reward, uncertainty, is_truncated=is_truncated, length=next(lengths))
+            CompletionScore(reward, uncertainty, is_truncated=is_truncated, length=next(lengths))
             for (reward, uncertainty), is_truncated in zip(found, cut, strict=True)
         ]
         for found, cut in zip(rewards, truncated, strict=True)

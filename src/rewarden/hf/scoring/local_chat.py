@@ -27,7 +27,7 @@ SHORTEST = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class AnswerPlan:
     """How the log-probabilities of a template's answers are read off a model.
 
     An answer of one token needs no more than the question. One of several is told from the logits behind its first tokens, so
@@ -125,7 +125,7 @@ class LocalChat:
     def _read(
         self,
         parts: Sequence[tuple[int, TokenGroup]],
-        plan: Plan,
+        plan: AnswerPlan,
         groups: int,
         progress: Callable[[int], object] | None,
     ) -> list[list[tuple[float, ...]]]:
@@ -149,7 +149,7 @@ class LocalChat:
             joined[owner] += log_probs
         return joined
 
-    def plan(self, template: Template) -> Plan:
+    def plan(self, template: Template) -> AnswerPlan:
         """How the template's answers are read off this model.
 
         Found on a question with empty texts: what follows the completions is the same in every question.
@@ -168,7 +168,7 @@ class LocalChat:
             )
         starts = {answer[:-1] for answer in answers}
         stems = [one for one in starts if not any(other != one and other[: len(one)] == one for other in starts)]
-        return Plan(tuple(asked[boundary:]), answers, tuple(sorted(stems)))
+        return AnswerPlan(tuple(asked[boundary:]), answers, tuple(sorted(stems)))
 
     def opening(self, messages: Sequence[Message]) -> str:
         """The text up to where the assistant's answer begins.
@@ -212,7 +212,9 @@ class LocalChat:
         """Ids of rendered questions. A chat template writes its own special tokens; to other text the tokenizer adds them."""
         return self._ids(texts, special=not self.tokenizer.chat_template)
 
-    def _shown(self, template: Template, questions: Sequence[Question], plan: Plan) -> list[tuple[list[int], bool]]:
+    def _shown(
+        self, template: Template, questions: Sequence[Question], plan: AnswerPlan
+    ) -> list[tuple[list[int], bool]]:
         """Token ids of every question up to its answer, and whether it was shortened."""
         texts = [self.opening(template.messages(each.prompt, *each.completions)) for each in questions]
         cut = len(plan.ending)
@@ -252,7 +254,7 @@ class LocalChat:
                     "template, or take a model with room for it"
                 )
 
-    def _parts(self, questions: Sequence[list[int]], plan: Plan) -> Iterator[TokenGroup]:
+    def _parts(self, questions: Sequence[list[int]], plan: AnswerPlan) -> Iterator[TokenGroup]:
         """The questions about one prompt, each with every stem, split until they fit the budget."""
         if not questions:
             return
@@ -266,7 +268,7 @@ class LocalChat:
         yield from self._parts(questions[half:], plan)
 
     @torch.inference_mode()
-    def _log_probs(self, parts: Sequence[TokenGroup], plan: Plan) -> list[list[tuple[float, ...]]]:
+    def _log_probs(self, parts: Sequence[TokenGroup], plan: AnswerPlan) -> list[list[tuple[float, ...]]]:
         """Log-probabilities of the answers to every question of every part, nats, from one forward pass."""
         hidden = self._hidden(parts, plan.depth)
         vocabulary = sorted({token for answer in plan.answers for token in answer})

@@ -20,7 +20,7 @@ from rewarden.hf.tokens import Limits, TokenGroup, tokenise
 from rewarden.shaping import Shaping, nominal
 
 
-class Score(NamedTuple):
+class CompletionScore(NamedTuple):
     """What one completion is worth."""
 
     reward: float
@@ -46,7 +46,7 @@ class AnyScorer(Protocol):
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt; see `Scorer.__call__`."""
         ...
 
@@ -123,7 +123,7 @@ class Scorer:
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, in the order given.
 
         Prompts are plain text or lists of messages ending with the user; completions are of the same kind. `progress` is
@@ -142,7 +142,7 @@ class Scorer:
         assert None not in groups  # limits of a scorer truncate
         kept = [group for group in groups if group is not None]
         distinct = [group.distinct() for group in kept]
-        scores: list[list[Score]] = [[] for _ in kept]
+        scores: list[list[CompletionScore]] = [[] for _ in kept]
         for batch in by_token_budget([group for group, _ in distinct], self.batch_tokens, layout=self.model.layout):
             for index, output in zip(batch, self.outputs([distinct[index][0] for index in batch]), strict=True):
                 scores[index] = self._scores(output, distinct[index][1], kept[index])
@@ -162,7 +162,7 @@ class Scorer:
             start += len(group.sequences)
         return found
 
-    def _scores(self, output: RewardOutput, places: Sequence[int], group: TokenGroup) -> list[Score]:
+    def _scores(self, output: RewardOutput, places: Sequence[int], group: TokenGroup) -> list[CompletionScore]:
         """One score per completion of the group, from the output of its distinct ones and the place of each among them.
 
         Shaped before it is spread, so that identical completions tie whatever sums the shaping takes.
@@ -171,7 +171,7 @@ class Scorer:
         spread = None if output.uncertainty is None else output.uncertainty.tolist()
         members = None if output.members is None else [tuple(row) for row in output.members.tolist()]
         return [
-            Score(
+            CompletionScore(
                 reward=rewards[place],
                 uncertainty=None if spread is None else spread[place],
                 is_truncated=is_truncated,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewarden.data import Text
-from rewarden.hf.scoring.ensemble import _Shared
-from rewarden.hf.scoring.scorer import AnyScorer, Score
+from rewarden.hf.scoring.ensemble import SharedProgress
+from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Standardised:
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores in standard deviations, higher is better; see `rewarden.hf.scoring.scorer.Scorer.__call__`."""
         found = self.scorer(prompts, completions, progress=progress)
         return [[self._measured(score) for score in group] for group in found]
 
-    def _measured(self, score: Score) -> Score:
+    def _measured(self, score: CompletionScore) -> CompletionScore:
         return score._replace(
             reward=(score.reward - self.mean) / self.std,
             uncertainty=None if score.uncertainty is None else score.uncertainty / self.std,
@@ -112,23 +112,23 @@ class WeightedSum:
         completions: Sequence[Sequence[Text]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[list[Score]]:
+    ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, higher is better; see `rewarden.hf.scoring.scorer.Scorer.__call__`.
 
         A score is truncated when any scorer saw only a part; its length is that of the first scorer, its prompt value that of the
         first that has one.
         """
-        tick = None if progress is None else _Shared(progress, len(self.scorers))
+        tick = None if progress is None else SharedProgress(progress, len(self.scorers))
         found = [scorer(prompts, completions, progress=tick) for scorer in self.scorers]
         return [[self._sum(scores) for scores in zip(*groups, strict=True)] for groups in zip(*found, strict=True)]
 
-    def _sum(self, scores: Sequence[Score]) -> Score:
+    def _sum(self, scores: Sequence[CompletionScore]) -> CompletionScore:
         spreads = [
             weight * score.uncertainty
             for weight, score in zip(self.weights, scores, strict=True)
             if score.uncertainty is not None
         ]
-        return Score(
+        return CompletionScore(
             reward=sum(weight * score.reward for weight, score in zip(self.weights, scores, strict=True)),
             uncertainty=math.hypot(*spreads) if spreads else None,
             is_truncated=any(score.is_truncated for score in scores),

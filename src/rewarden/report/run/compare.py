@@ -19,7 +19,7 @@ from rewarden.report.run.curves import (
     steps_range,
     stride_of,
 )
-from rewarden.report.run.folder import HELD_OUT, MONITOR, Run, read_columns, read_run, rollout_files
+from rewarden.report.run.folder import HELD_OUT, MONITOR, RunFolder, read_columns, read_run, rollout_files
 from rewarden.report.run.style import SCRIPT, STYLE
 from rewarden.report.run.summary import SMOOTHED, short
 
@@ -34,7 +34,7 @@ Series = Mapping[int, float]
 class Entry:
     """A run and its series by the name of the metric; judged quality has the name of its column."""
 
-    run: Run
+    run: RunFolder
     series: Mapping[str, Series]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rewarden.report import plots
 from rewarden.report.html import how_to_read
 from rewarden.report.plots import Plot
-from rewarden.report.run.folder import COMPONENT, HELD_OUT, MONITOR, R2M, Run
+from rewarden.report.run.folder import COMPONENT, HELD_OUT, MONITOR, R2M, RunFolder
 from rewarden.report.run.style import ALARM, BEST
 
 POINTS = 1_500
@@ -51,7 +51,7 @@ class Panel:
     """Metrics that are the ends of an interval around the first line."""
 
 
-def curves(run: Run, figures: dict[str, Any]) -> str:
+def curves(run: RunFolder, figures: dict[str, Any]) -> str:
     """Reward, KL, monitors and what else tells of over-optimisation, over the steps; the HTML of the section."""
     shown = panels(run)
     if not shown:
@@ -65,7 +65,7 @@ def curves(run: Run, figures: dict[str, Any]) -> str:
     return f"{how_to_read(how)}{_lines(run, shown)}<div class=aligned>{text}</div>"
 
 
-def other_curves(run: Run, figures: dict[str, Any]) -> str:
+def other_curves(run: RunFolder, figures: dict[str, Any]) -> str:
     """Every other logged number over the steps, as small plots; the HTML of the section, empty when there is none."""
     used = {key for panel in panels(run) for key in drawn_keys(panel)}
     rest = [key for key in run.keys if key not in used and not key.startswith(R2M)]
@@ -73,14 +73,14 @@ def other_curves(run: Run, figures: dict[str, Any]) -> str:
     return plots.group("other", shown, "", {}, figures, small=True, legend=False)
 
 
-def r2m_curves(run: Run, figures: dict[str, Any]) -> str:
+def r2m_curves(run: RunFolder, figures: dict[str, Any]) -> str:
     """The metrics of R2M over the steps, as small plots; empty when there is none."""
     keys = [key for key in run.keys if key.startswith(R2M)]
     shown = [Plot(key.removeprefix(R2M), figure(run, Panel(key, {key: key}), height=220)) for key in keys]
     return plots.group("r2m", shown, "", {}, figures, small=True, legend=False)
 
 
-def panels(run: Run) -> list[Panel]:
+def panels(run: RunFolder) -> list[Panel]:
     """The plots of a run, in order: reward, KL, monitors, length, entropy, truncated, and what only held-out prompts have.
 
     What was measured on held-out prompts as well stands in the plot of the same quantity.
@@ -128,13 +128,13 @@ def drawn_keys(panel: Panel) -> list[str]:
     return [*panel.lines, *([panel.threshold] if panel.threshold else []), *(panel.band or ())]
 
 
-def _drawn(name: str, panel: Panel, run: Run, figures: dict[str, Any], *, last: bool) -> str:
+def _drawn(name: str, panel: Panel, run: RunFolder, figures: dict[str, Any], *, last: bool) -> str:
     lines: plots.Results = {label: {} for label in panel.lines.values()}
     shown = [Plot(panel.title, figure(run, panel, height=230 if last else 190, titled=last))]
     return plots.group(name, shown, "", lines, figures, legend=len(lines) > 1)
 
 
-def figure(run: Run, panel: Panel, *, height: int, titled: bool = True) -> dict[str, Any]:
+def figure(run: RunFolder, panel: Panel, *, height: int, titled: bool = True) -> dict[str, Any]:
     """The plot of a panel: faint values of each step below their running mean, with lines at alarms and at the best step.
 
     Args:
@@ -220,13 +220,13 @@ def _limit(steps: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
     return trace | {"line": line, "legendgroup": "", "hovertemplate": "%{y:.4g}"}
 
 
-def _band(run: Run, ends: tuple[str, str]) -> dict[str, Any]:
+def _band(run: RunFolder, ends: tuple[str, str]) -> dict[str, Any]:
     low, high = (dict(zip(*run.series(end), strict=True)) for end in ends)
     steps = [step for step in low if step in high]
     return plots.band_of(0, "interval", steps, [low[step] for step in steps], [high[step] for step in steps])
 
 
-def _marks(run: Run) -> list[dict[str, Any]]:
+def _marks(run: RunFolder) -> list[dict[str, Any]]:
     """A line where each stretch of alarms begins, a tint over the stretch, and a dotted line at the best step."""
     shapes: list[dict[str, Any]] = []
     for first, last in run.alarm_spans:
@@ -244,7 +244,7 @@ def _upright(step: int, colour: str, dash: str) -> dict[str, Any]:
     return {"type": "line", "x0": step, "x1": step, "line": line} | _TALL
 
 
-def _lines(run: Run, shown: Sequence[Panel]) -> str:
+def _lines(run: RunFolder, shown: Sequence[Panel]) -> str:
     """What the lines mean that stand in every plot."""
     radius = radius_of(len(run.steps))
     found = [f"<span>mean of {2 * radius + 1} steps</span>", "<span class=raw>each step</span>"] if radius else []
@@ -259,7 +259,7 @@ def _lines(run: Run, shown: Sequence[Panel]) -> str:
 # --- Reward against KL --------------------------------------------------------------------------------------------
 
 
-def against_kl(run: Run, figures: dict[str, Any]) -> str:
+def against_kl(run: RunFolder, figures: dict[str, Any]) -> str:
     """Reward against KL and against its root, coloured by step; the HTML of the section."""
     kl = dict(zip(*run.series("kl"), strict=True))
     points = [(step, kl[step], reward) for step, reward in zip(*run.series("reward"), strict=True) if step in kl]

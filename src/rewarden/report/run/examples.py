@@ -11,7 +11,7 @@ from typing import Any
 
 from rewarden.report.html import escaped, how_to_read
 from rewarden.report.plots import is_number
-from rewarden.report.run.folder import COMPONENT, REFERENCE, Row, Run, read_columns, rollout_files
+from rewarden.report.run.folder import COMPONENT, REFERENCE, Row, RunFolder, read_columns, rollout_files
 from rewarden.report.run.summary import short
 
 STEPS, COMPLETIONS, REFERENCES, CHARACTERS = 6, 3, 2, 4_000
@@ -20,7 +20,7 @@ responses beside each; and characters of a text. The page says what it leaves ou
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceAnswers:
     """What the starting policy answered."""
 
     by_prompt: Mapping[str, Sequence[Row]]
@@ -28,7 +28,7 @@ class Reference:
     """Of all its responses, ascending."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Reference:
+    def of(cls, rows: Sequence[Row]) -> ReferenceAnswers:
         """From rows of "prompt", "completion", and perhaps "reward" and "latent_distance"."""
         by_prompt: dict[str, list[Row]] = {}
         for row in rows:
@@ -52,14 +52,14 @@ class Reference:
         return f"farther out than {nearer:,} of {len(self.distances):,} reference responses"
 
 
-def examples(run: Run) -> str:
+def examples(run: RunFolder) -> str:
     """Outlying completions of some steps beside reference responses; the HTML of the section."""
     files = rollout_files(run.folder)
     chosen = chosen_steps(list(files), [step for step, _ in run.alarms[:1]] + [run.best_step])
     if not chosen:
         return "<p>There are no rollouts in this folder yet.</p>"
     notes: list[str] = []
-    reference = Reference.of(
+    reference = ReferenceAnswers.of(
         _rows(run.folder / REFERENCE, notes, ("prompt", "completion", "reward", "latent_distance"))
     )
     keys = moments = ""
@@ -95,7 +95,7 @@ def chosen_steps(steps: Sequence[int], wanted: Sequence[int | None]) -> list[int
     return sorted(spread | {step for step in wanted if step is not None and step in steps})
 
 
-def most_outlying(rows: Sequence[Row], reference: Reference) -> tuple[str, list[Row]]:
+def most_outlying(rows: Sequence[Row], reference: ReferenceAnswers) -> tuple[str, list[Row]]:
     """The most outlying completions of a step.
 
     Args:
@@ -134,14 +134,14 @@ def _rows(path: Any, notes: list[str], columns: Sequence[str] | None = None) -> 
         return []
 
 
-def _named(step: int, run: Run) -> str:
+def _named(step: int, run: RunFolder) -> str:
     says = [f"step {step:,}"]
     says += ["first alarm"] if run.alarms and run.alarms[0][0] == step else []
     says += ["kept as best"] if run.best_step == step else []
     return " · ".join(says)
 
 
-def _pair(row: Row, reference: Reference) -> str:
+def _pair(row: Row, reference: ReferenceAnswers) -> str:
     """A completion beside the reference responses to its prompt, as HTML."""
     others = reference.to(row.get("prompt"))
     beside = "".join(
@@ -157,7 +157,7 @@ def _pair(row: Row, reference: Reference) -> str:
     )
 
 
-def _said(row: Row, reference: Reference | None = None) -> str:
+def _said(row: Row, reference: ReferenceAnswers | None = None) -> str:
     """The numbers of a completion, as HTML."""
     shown = {"reward": row.get("reward")}
     shown |= {key.removeprefix(COMPONENT): value for key, value in row.items() if key.startswith(COMPONENT)}

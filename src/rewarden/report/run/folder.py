@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run folder as it was when it was read."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Run:
         return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """Read what there is so far of a run.
 
     Args:
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> Run:
     notes: list[str] = []
     steps = _metrics(folder / METRICS, notes)
     record, best = (_object(folder / name, notes) for name in ("run.json", "best.json"))
-    return Run(folder, steps, record, best, notes)
+    return RunFolder(folder, steps, record, best, notes)
 
 
 def read_columns(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from rewarden.report import page
 from rewarden.report.html import escaped
 from rewarden.report.run.curves import against_kl, curves, other_curves, r2m_curves
 from rewarden.report.run.examples import examples
-from rewarden.report.run.folder import Run, read_run
+from rewarden.report.run.folder import RunFolder, read_run
 from rewarden.report.run.settings import numbers, r2m, settings, timing
 from rewarden.report.run.style import SCRIPT, STYLE
 from rewarden.report.run.summary import summary, what_ran
@@ -57,7 +57,7 @@ def write_align_report(run: Path) -> Path:
     return path
 
 
-def _parts(run: Run, figures: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _parts(run: RunFolder, figures: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Heading and content of each section that has something to show, by its id."""
     parts = {"summary": ("Summary", summary(run))}
     if run.steps:

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewarden.report.html import Group, as_typed, details, escaped, table
-from rewarden.report.run.folder import R2M, Run
+from rewarden.report.run.folder import R2M, RunFolder
 from rewarden.report.run.summary import short
 
 
-def r2m(run: Run) -> str:
+def r2m(run: RunFolder) -> str:
     """The metrics of R2M as a table; empty when there are none."""
     rows = _rows(run, [key for key in run.keys if key.startswith(R2M)], R2M)
     return table("Metrics of R2M", _HEAD, [("", rows)]) if rows else ""
 
 
-def numbers(run: Run) -> str:
+def numbers(run: RunFolder) -> str:
     """Every other logged metric as a table, folded away; empty when there are none."""
     rows = _rows(run, [key for key in run.keys if not key.startswith(R2M)])
     return details("The numbers behind the curves", table("Logged numbers", _HEAD, [("", rows)])) if rows else ""
@@ -27,7 +27,7 @@ def numbers(run: Run) -> str:
 _HEAD = ["metric", "first", "last", "lowest", "highest", "mean", "steps"]
 
 
-def _rows(run: Run, keys: Sequence[str], prefix: str = "") -> list[list[str]]:
+def _rows(run: RunFolder, keys: Sequence[str], prefix: str = "") -> list[list[str]]:
     rows = []
     for key in keys:
         _, values = run.series(key)
@@ -36,7 +36,7 @@ def _rows(run: Run, keys: Sequence[str], prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def timing(run: Run) -> str:
+def timing(run: RunFolder) -> str:
     """How long steps took; the HTML of a table, empty when it was not logged."""
     _, seconds = run.series("seconds")
     if not seconds:
@@ -52,7 +52,7 @@ def timing(run: Run) -> str:
     return table(f"Time of {len(seconds):,} steps", ["", "seconds"], [("", rows)])
 
 
-def settings(run: Run) -> str:
+def settings(run: RunFolder) -> str:
     """Everything in run.json, by its parts, and the command; the HTML of the section."""
     groups: list[Group] = []
     plain: list[list[str]] = []

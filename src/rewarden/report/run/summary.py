@@ -7,13 +7,13 @@ from typing import Any
 
 from rewarden.report.html import as_typed, escaped, how_to_read
 from rewarden.report.plots import is_number
-from rewarden.report.run.folder import MONITOR, Run
+from rewarden.report.run.folder import MONITOR, RunFolder
 
 SMOOTHED = 20
 """The first and last parts of a run whose means are shown beside the first and last value: one in this many steps."""
 
 
-def what_ran(run: Run) -> str:
+def what_ran(run: RunFolder) -> str:
     """The run in one sentence, plain text: policy, reward, algorithm and what was paid, as far as run.json says."""
     arguments = run.record.get("arguments")
     arguments = arguments if isinstance(arguments, Mapping) else {}
@@ -43,7 +43,7 @@ def method_of(record: Any) -> str:
     return name_of(record) if isinstance(record, Mapping) else ""
 
 
-def summary(run: Run) -> str:
+def summary(run: RunFolder) -> str:
     """The cards at the head of the page; the HTML of the section."""
     notes = "".join(f"<li>{escaped(note)}</li>" for note in run.notes)
     noted = f"<ul>{notes}</ul>" if notes else ""
@@ -60,7 +60,7 @@ def _card(title: str, value: str, note: str = "", kind: str = "") -> str:
     return f'<div class="card {kind}"><h3>{title}</h3><b>{value}</b>{f"<small>{note}</small>" if note else ""}</div>'
 
 
-def _steps(run: Run) -> str:
+def _steps(run: RunFolder) -> str:
     last = run.steps[-1]["step"]
     arguments = run.record.get("arguments")
     planned = arguments.get("steps") if isinstance(arguments, Mapping) else None
@@ -69,7 +69,7 @@ def _steps(run: Run) -> str:
     return _card("Steps done", done, f"{missing:,} of them are not logged" if missing > 0 else "")
 
 
-def _change(run: Run, key: str, title: str) -> str:
+def _change(run: RunFolder, key: str, title: str) -> str:
     """A metric at its first and its last step, and the means of a part of the run around them."""
     _, values = run.series(key)
     if not values:
@@ -83,7 +83,7 @@ def _change(run: Run, key: str, title: str) -> str:
     return _card(title, ends, note)
 
 
-def _alarm(run: Run) -> str:
+def _alarm(run: RunFolder) -> str:
     if run.alarms:
         step, sentence = run.alarms[0]
         more = f" ({len(run.alarms):,} steps with an alarm in all)" if len(run.alarms) > 1 else ""
@@ -93,7 +93,7 @@ def _alarm(run: Run) -> str:
     return _card("Alarm", "no alarm", "no monitor was running, so nothing could raise one")
 
 
-def _best(run: Run) -> str:
+def _best(run: RunFolder) -> str:
     if run.best_step is None:
         return _card("Kept as best", "–", "no checkpoint has been kept as best")
     return _card("Kept as best", f"step {run.best_step:,}", escaped(run.best.get("reason") or ""), "best")
