@@ -42,10 +42,10 @@ def main(args: Align) -> None:
     from rewarden.commands.build.align_outputs import in_words
     from rewarden.hf import distributed
 
-    distributed.start()
-    if not distributed.is_first():
-        logging.getLogger("rewarden").setLevel(logging.ERROR)
-    summary = align(args)
+    with distributed.joined():
+        if not distributed.is_first():
+            logging.getLogger("rewarden").setLevel(logging.ERROR)
+        summary = align(args)
     if not summary:  # the first process has it; which one this is, is no longer known after the end
         return
     if args.json:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate import PartialState
@@ -20,6 +22,24 @@ def start() -> None:
         return
     PartialState(cpu=not torch.accelerator.is_available())
     refuse_fsdp_on_processors()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that were started together, and leave them at the end, however it comes.
+
+    A process that ends while it is still joined is aborted now and then by the threads of its backend (gloo: signal 6), and the
+    exit code that it was about to give is lost.
+
+    Raises:
+        ValueError: As `start`.
+    """
+    start()
+    try:
+        yield
+    finally:
+        if _is_running():
+            torch.distributed.destroy_process_group()
 
 
 def refuse_fsdp_on_processors() -> None:

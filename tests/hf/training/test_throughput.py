@@ -39,6 +39,21 @@ def test_operations_per_token_count_weights_once_per_use(build):
     assert throughput.flops_per_token(model) == 4 * weights + 2 * first.numel()
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert throughput.peak_flops(torch.device("cuda"), is_bf16=True) == peak
+    assert throughput.peak_flops(torch.device("cuda"), is_bf16=False) is None
+
+
 def test_a_processor_has_no_known_peak():
     assert throughput.peak_flops(torch.device("cpu"), is_bf16=True) is None
 
