@@ -87,3 +87,16 @@ def test_intervals_draw_whole_clusters():
     [pairs] = score_intervals({"a": values}, [{"a": 1.0}], ["x"] * 50 + ["y"] * 50)
     assert single.high - single.low < 0.3
     assert (pairs.low, pairs.high) == (0.0, 1.0)
+
+
+def test_a_perfect_average_has_wilsons_interval():
+    columns = {"a": column(*[1.0] * 10, *[NAN] * 30), "b": column(*[NAN] * 10, *[1.0] * 30)}
+    keys = [str(number) for number in range(40)]
+    even, by_size, unlike = score_intervals(
+        columns, [{"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 0.75}, {"a": 1.0, "b": 1.0}], keys
+    )
+    z = 1.959964
+    assert (even.value, even.high) == (1.0, 1.0)
+    assert even.low == pytest.approx(30 / (30 + z * z))  # 1 / (0.25 / 10 + 0.25 / 30) independent items
+    assert by_size.low == pytest.approx(40 / (40 + z * z))
+    assert unlike == (2.0, 2.0, 2.0)  # no average, so no edge

@@ -8,9 +8,12 @@ from rewarden.evaluation import bootstrap
 from rewarden.evaluation.bootstrap import (
     Interval,
     cluster_ids,
+    independent_of_average,
     mean_interval,
     mean_intervals,
+    off_the_edge,
     resample_sums,
+    share_interval,
     slope_interval,
     statistic_intervals,
 )
@@ -199,3 +202,39 @@ def test_a_statistic_without_a_value_has_no_interval() -> None:
     terms = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     (found,) = statistic_intervals(terms, torch.tensor([0, 1]), lambda sums: sums[:, :1] / sums[:, 1:] * 0)
     assert all(math.isnan(number) for number in found)
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval from its definition: where the distance to the share is 1.96 standard deviations."""
+    z, share = 1.959964, hits / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return middle - half, middle + half
+
+
+@pytest.mark.parametrize("total", [2, 15, 400])
+def test_a_share_of_all_or_none_has_wilsons_interval(total: int) -> None:
+    rows = torch.arange(total)
+    assert share_interval(torch.ones(total), rows) == pytest.approx((1.0, *wilson(total, total)), abs=1e-6)
+    assert share_interval(torch.zeros(total), rows) == pytest.approx((0.0, *wilson(0, total)), abs=1e-6)
+
+
+def test_fifteen_of_fifteen_is_at_least_four_in_five() -> None:
+    assert share_interval(torch.ones(15), torch.arange(15)).low == pytest.approx(0.796, abs=5e-4)
+
+
+def test_pairs_of_one_prompt_count_once_at_the_edge() -> None:
+    clusters = torch.arange(5).repeat_interleave(3)
+    assert share_interval(torch.ones(15), clusters).low == pytest.approx(wilson(5, 5)[0], abs=1e-6)
+    assert math.isnan(share_interval(torch.ones(3), torch.zeros(3)).low)  # a single prompt says nothing about others
+
+
+def test_between_the_edges_a_share_is_a_mean() -> None:
+    hits, rows = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.arange(4)
+    assert share_interval(hits, rows) == mean_interval(hits, rows)
+    assert off_the_edge(Interval(0.5, 0.5, 0.5), 9) == Interval(0.5, 0.5, 0.5)
+
+
+def test_an_average_of_shares_is_as_precise_as_its_smallest_part() -> None:
+    assert independent_of_average([0.25, 0.75], [10, 30]) == pytest.approx(40)
+    assert independent_of_average([0.5, 0.5], [10, 1_000_000]) == pytest.approx(40, abs=0.01)

@@ -85,3 +85,13 @@ def test_marks() -> None:
     assert markdown_marks("plain text, 2 - 1 = 1, *emphasis*") == 0
     assert markdown_marks("# Title\n\n- one\n- **two**\n1. three") == 5
     assert markdown_marks("```\ncode\n```") > 0
+
+
+def test_a_perfect_half_has_an_interval_with_a_width() -> None:
+    gap, prompts = torch.ones(8), torch.arange(8)
+    chosen, rejected = torch.tensor([20, 20, 20, 20, 10, 10, 10, 10]), torch.tensor([10, 10, 10, 10, 20, 20, 20, 20])
+    found = accuracy_by_length(gap, chosen, rejected, prompts)
+    z = 1.959964
+    assert found["chosen_longer"]["accuracy"]["low"] == pytest.approx(4 / (4 + z * z))
+    assert found["length_balanced"]["low"] == pytest.approx(8 / (8 + z * z))
+    assert found["bins"][0]["accuracy"]["low"] == pytest.approx(4 / (4 + z * z))

@@ -119,3 +119,9 @@ def test_style_differences_are_chosen_minus_rejected() -> None:
     found = style_differences(["a!", "b"], ["a", "b!!"])
     assert found["has more exclamations"].tolist() == [1, -2]
     assert set(found) == set(FEATURES)
+
+
+def test_a_rule_that_is_always_right_has_an_interval_with_a_width() -> None:
+    (row,) = audit({"longer": torch.tensor([1.0] * 15 + [0.0] * 5)}, torch.arange(20))
+    assert (row["differ"], row["accuracy"]["value"], row["accuracy"]["high"]) == (15, 1.0, 1.0)
+    assert row["accuracy"]["low"] == pytest.approx(0.796, abs=5e-4)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from rewarden.assets import PLOTLY
 from rewarden.report import page
 
 
@@ -28,3 +30,14 @@ def test_links_lead_to_sections() -> None:
     links, content = page.sections({"one": ("First", "<p>1</p>"), "two": ("Second", "")})
     assert links == '<nav aria-label="Contents"><a href="#one">First</a><a href="#two">Second</a></nav>'
     assert '<section id="one"><h2>First</h2><p>1</p></section><section id="two"><h2>Second</h2></section>' in content
+
+
+def test_a_page_with_plots_holds_the_small_script_and_no_more() -> None:
+    script = PLOTLY.read_text(encoding="utf-8")
+    text = page.document("t", "", "", figures={})
+    assert text.count(script) == 1
+    assert "</script" not in script
+    assert len(text.encode()) < 1_250_000
+    for licence in ("plotly.js, basic bundle", "(c) 2016-2024 Plotly Technologies Inc."):
+        assert licence in (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
+    assert "MIT License" in PLOTLY.with_name("LICENSE").read_text(encoding="utf-8")

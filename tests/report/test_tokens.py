@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from rewarden.report.tokens import SHOWN, STRONGEST, Scale, Scored, coloured_tokens_html, token_page
+from rewarden.report.html import STRONGEST
+from rewarden.report.tokens import SHOWN, Scale, Scored, coloured_tokens_html, token_page
 
 SPAN = re.compile(r'<span class="token ([a-z ]+)" style="--part:(\d+)%" title="([^"]*)">')
 

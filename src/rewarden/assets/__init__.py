@@ -10,6 +10,9 @@ EMBEDDED = ("rewarden-tiny",)
 DATA = Path(__file__).parent / "data"
 """Sample preference data (train, eval, gold) and benchmarks (llmbar, rm_bench, judge_bench), as .jsonl.gz."""
 
+PLOTLY = Path(__file__).parent / "plotly" / "plotly-basic.min.js"
+"""The script that draws the plots of HTML reports: scatter and bar charts only, to keep pages small."""
+
 
 def model_path(name: str) -> Path:
     """Folder of an embedded model.

@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarden.evaluation.bootstrap import Interval, cluster_ids, statistic_intervals
+from rewarden.evaluation.bootstrap import (
+    Interval,
+    cluster_ids,
+    independent_of_average,
+    off_the_edge,
+    statistic_intervals,
+)
 
 Columns = dict[str, Float[Tensor, " items"]]
 """The items' numbers by column, float64; nan where an item takes no part."""
@@ -84,7 +90,7 @@ def score_intervals(
         seed: Of the bootstrap.
 
     Returns:
-        One 95 % interval per score, in units of the columns.
+        One 95 % interval per score, in units of the columns; Wilson's where an average is 0 or 1, see `off_the_edge`.
     """
     names = list(columns)
     values = torch.stack([columns[name] for name in names], dim=1)
@@ -98,7 +104,18 @@ def score_intervals(
         return torch.stack(used, dim=1)
 
     terms = torch.cat([values.nan_to_num(nan=0.0), present.double()], dim=1)
-    return statistic_intervals(terms, cluster_ids(clusters), statistic, seed=seed)
+    groups = cluster_ids(clusters)
+    sizes = {name: len(groups[inside].unique()) for name, inside in zip(names, present.T, strict=True)}
+    found = statistic_intervals(terms, groups, statistic, seed=seed)
+    return [_off_the_edge(each, weights, sizes) for each, weights in zip(found, scores, strict=True)]
+
+
+def _off_the_edge(found: Interval, weights: Weights, sizes: Mapping[str, int]) -> Interval:
+    """Wilson's interval where an average of shares is 0 or 1; other weighted sums have no such edge."""
+    is_average = abs(sum(weights.values()) - 1) < 1e-9 and all(sizes[name] for name in weights)
+    if not is_average:
+        return found
+    return off_the_edge(found, independent_of_average(list(weights.values()), [sizes[name] for name in weights]))
 
 
 def item_scores(columns: Columns, weights: Weights, clusters: Sequence[str]) -> ItemScores:

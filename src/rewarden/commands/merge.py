@@ -89,12 +89,12 @@ class Judge:
         """Accuracy with its 95 % interval, clustered by prompt (higher is better), and NLL in nats (lower is better)."""
         from rewarden.data import pair_key
         from rewarden.evaluation import metrics
-        from rewarden.evaluation.bootstrap import cluster_ids, mean_interval
+        from rewarden.evaluation.bootstrap import cluster_ids, share_interval
 
         gap = rewards[:, 0] - rewards[:, 1]
         clusters = cluster_ids([pair_key(pair) for pair in self.pairs])
         return {
-            "accuracy": mean_interval((gap > 0).double(), clusters, seed=self.seed).to_dict(),
+            "accuracy": share_interval((gap > 0).double(), clusters, seed=self.seed).to_dict(),
             "nll": metrics.nll(gap),
         }
 

@@ -20,6 +20,9 @@ from rewarden.evaluation.metrics import length_slope
 REPLICATES = 2000
 """Enough for the ends of a 95 % interval to move by about 2 % of its width from seed to seed."""
 
+_Z = 1.959964
+"""Standard deviations from the middle of a normal distribution to the ends of its middle 95 %."""
+
 _BLOCK = 4_000_000
 """Draws held in memory at once, a few tens of megabytes."""
 
@@ -27,8 +30,8 @@ _BLOCK = 4_000_000
 class Interval(NamedTuple):
     """An estimate with its 95 % percentile interval, in the units of the estimate.
 
-    The interval covers which prompts were drawn, not how the model was trained. An estimate on the edge of its range,
-    such as an accuracy of exactly 1, has an interval of no width that says nothing.
+    The interval covers which prompts were drawn, not how the model was trained. A bootstrap of a share of exactly 0 or 1
+    has no width, as every draw is alike; `off_the_edge` gives such shares Wilson's interval.
     """
 
     value: float
@@ -143,6 +146,59 @@ def mean_intervals(
     terms = torch.cat([values, torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
     sums = resample_sums(terms, clusters, replicates=replicates, seed=seed)
     return _intervals(values.mean(0), sums[:, :-1] / sums[:, -1:], clusters)
+
+
+def share_interval(
+    hits: Float[Tensor, " n"], clusters: Int[Tensor, " n"], *, replicates: int = REPLICATES, seed: int = 0
+) -> Interval:
+    """The share of rows that are hits, such as an accuracy, with an interval that has a width at 0 and 1 too.
+
+    Args:
+        hits: 1 for a hit, 0 for a miss.
+        clusters: The cluster of each row.
+        replicates: How often to draw, at least once.
+        seed: Of the draws.
+
+    Returns:
+        Between 0 and 1; `mean_interval` inside that range, `off_the_edge` at its ends.
+
+    Raises:
+        ValueError: As `resample_sums`.
+    """
+    return off_the_edge(mean_interval(hits, clusters, replicates=replicates, seed=seed), len(clusters.unique()))
+
+
+def off_the_edge(found: Interval, independent: float) -> Interval:
+    """A share with Wilson's interval where it is 0 or 1: 15 right of 15 prompts is at least 0.796, not "1 to 1".
+
+    Wilson's score interval ends at n / (n + z^2) where all n are hits. Rows of a cluster count as one, since nothing tells
+    how much they say apart when all are alike; so the interval is rather too wide than too narrow.
+
+    Args:
+        found: A share with its bootstrapped interval.
+        independent: How many independent observations it stands on: the clusters, or for an average of shares the number
+            of them that would be as precise.
+
+    Returns:
+        `found` itself unless its value is 0 or 1 and it has bounds.
+    """
+    if math.isnan(found.low) or 1e-9 < found.value < 1 - 1e-9:
+        return found
+    bound = independent / (independent + _Z * _Z)
+    return Interval(found.value, bound, 1.0) if found.value > 0.5 else Interval(found.value, 0.0, 1 - bound)
+
+
+def independent_of_average(weights: Sequence[float], sizes: Sequence[int]) -> float:
+    """How many observations make a plain share as precise as an average of shares is, all with one true value.
+
+    Args:
+        weights: Of the shares; they add up to 1.
+        sizes: How many independent observations each share stands on, at least 1.
+
+    Returns:
+        Their sum where each share weighs as much as it has observations, fewer otherwise.
+    """
+    return 1 / sum(weight * weight / size for weight, size in zip(weights, sizes, strict=True))
 
 
 def statistic_intervals(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rewarden.evaluation.bootstrap import mean_interval, statistic_intervals
+from rewarden.evaluation.bootstrap import (
+    Interval,
+    independent_of_average,
+    off_the_edge,
+    share_interval,
+    statistic_intervals,
+)
 from rewarden.evaluation.shortcuts import FEATURES
 
 MATCHED = 0.1
@@ -58,7 +64,7 @@ def accuracy_by_length(
     (balanced,) = statistic_intervals(terms, prompts, _balanced, seed=seed)
     return {
         **accuracy_in(gap, strata, prompts, seed=seed),
-        "length_balanced": balanced.to_dict(),
+        "length_balanced": _off_the_edge(balanced, prompts, sides).to_dict(),
         "bins": accuracy_against(gap, difference, prompts, seed=seed),
     }
 
@@ -112,7 +118,7 @@ def accuracy_in(
         count = int(inside.sum())
         accuracy: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
         if count:
-            accuracy = mean_interval(_correct(gap)[inside], prompts.cpu()[inside], seed=seed).to_dict()
+            accuracy = share_interval(_correct(gap)[inside], prompts.cpu()[inside], seed=seed).to_dict()
         found[name] = {"n_pairs": count, "ties": int((gap.cpu()[inside] == 0).sum()), "accuracy": accuracy}
     return found
 
@@ -158,7 +164,7 @@ def accuracy_against(
                 "high": int(values[inside].max()),
                 "mean": float(values[inside].double().mean()),
                 "count": int(inside.sum()),
-                "accuracy": mean_interval(correct[inside], prompts.cpu()[inside], seed=seed).to_dict(),
+                "accuracy": share_interval(correct[inside], prompts.cpu()[inside], seed=seed).to_dict(),
             }
         )
     return found
@@ -175,6 +181,12 @@ def markdown_marks(text: str) -> int:
 
 def _correct(gap: Tensor) -> Tensor:
     return (gap.detach().to("cpu", torch.float64) > 0).double()
+
+
+def _off_the_edge(found: Interval, prompts: Tensor, sides: Sequence[Tensor]) -> Interval:
+    """Wilson's interval where the mean of the accuracies of two sides is 0 or 1; unchanged without pairs on both."""
+    sizes = [len(prompts.cpu()[side > 0].unique()) for side in sides]
+    return off_the_edge(found, independent_of_average([0.5, 0.5], sizes)) if min(sizes) else found
 
 
 def _balanced(sums: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rewarden.evaluation import metrics
-from rewarden.evaluation.bootstrap import cluster_ids, mean_interval, slope_interval
+from rewarden.evaluation.bootstrap import cluster_ids, share_interval, slope_interval
 from rewarden.evaluation.calibration import temperature_scaling
 from rewarden.evaluation.length_bias import accuracy_by_length
 
@@ -85,7 +85,7 @@ def evaluate_pairs(
 
 def _correctness(gap: Tensor, prompts: Tensor, seed: int) -> dict[str, Any]:
     """Ties, and the accuracy with its interval."""
-    accuracy = mean_interval((gap > 0).double(), prompts, seed=seed)
+    accuracy = share_interval((gap > 0).double(), prompts, seed=seed)
     return {"ties": metrics.num_ties(gap), "accuracy": accuracy.to_dict()}
 
 

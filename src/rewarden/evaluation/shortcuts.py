@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rewarden.evaluation.bootstrap import Interval, statistic_intervals
+from rewarden.evaluation.bootstrap import Interval, off_the_edge, statistic_intervals
 
 LONGER = "is longer"
 """Name of the length rule, which is measured in tokens and not by one of `FEATURES`."""
@@ -95,7 +95,10 @@ def audit(
         ValueError: If there are no pairs, or a rule has not one difference for each.
     """
     signs = torch.stack([difference.double().sign() for difference in differences.values()], dim=1)
-    accuracy = ratio_intervals((signs > 0).double(), (signs != 0).double(), clusters, seed=seed)
+    says = signs != 0
+    sizes = [len(clusters[inside].unique()) for inside in says.T]
+    intervals = ratio_intervals((signs > 0).double(), says.double(), clusters, seed=seed)
+    accuracy = [off_the_edge(found, size) for found, size in zip(intervals, sizes, strict=True)]
     overall = ((signs + 1) / 2).mean(0).tolist()
     counts = (signs != 0).sum(0).tolist()
     return [

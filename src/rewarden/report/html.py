@@ -12,6 +12,8 @@ from rewarden.report.plots import Results, is_number
 
 DASH = "–"
 DOWN, UP = "lower is better", "higher is better"
+STRONGEST = 55
+"""Per cent of the colour behind the strongest cell or token; the ink keeps its contrast up to there."""
 Group = tuple[str, list[list[str]]]
 """Heading of a block of table rows (empty for none) and the rows, as HTML; the first cell of a row names it."""
 
@@ -106,6 +108,17 @@ def table(caption: str, head: Sequence[str], groups: Sequence[Group]) -> str:
         body += f"<tbody>{span if heading else ''}{''.join(lines)}</tbody>"
     content = f"<table><thead><tr>{top}</tr></thead>{body}</table>"
     return f'<h3>{caption}</h3><div class=scroll tabindex=0 role=region aria-label="{caption}">{content}</div>'
+
+
+def shaded(text: str, place: float) -> str:
+    """The content of a cell on a coloured ground.
+
+    Args:
+        text: HTML.
+        place: From -1, the strongest orange, over 0, no colour, to 1, the strongest blue.
+    """
+    side = "high" if place >= 0 else "low"
+    return f'<span class="cell {side}" style="--part:{abs(place) * STRONGEST:.0f}%">{text}</span>'
 
 
 def by_set(caption: str, head: Sequence[str], models: Results, cells: Callable[[Mapping[str, Any]], list[str]]) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rewarden.assets import PLOTLY
 from rewarden.report.html import escaped
 from rewarden.report.style import SCRIPT, STYLE
 
@@ -69,14 +70,12 @@ NO_SCRIPT = "<noscript><p>The plots need JavaScript; the tables hold the numbers
 
 
 def _scripts(figures: Mapping[str, Any], script: str) -> str:
-    from plotly.offline import get_plotlyjs
-
     # "</script>" in a name must not end the block: JSON may write "<" as an escape, HTML in a script may not.
     data = json.dumps(_finite(figures), allow_nan=False).replace("<", "\\u003c")
     own = f"\n<script>{script}</script>" if script else ""
     return f"""
 <script type="application/json" id="figures">{data}</script>
-<script>{get_plotlyjs()}</script>
+<script>{PLOTLY.read_text(encoding="utf-8")}</script>
 <script>{SCRIPT}</script>{own}"""
 
 

@@ -50,9 +50,10 @@ SCRIPT = """
 """
 
 STYLE = """
-:root{--paper:#fff;--ink:#1b1f24;--soft:#57606a;--line:#d5dbe1;--panel:#f4f6f8;--link:#0b5cad;--shade:#0002}
+:root{--paper:#fff;--ink:#1b1f24;--soft:#57606a;--line:#d5dbe1;--panel:#f4f6f8;--link:#0b5cad;--shade:#0002;
+  --high:#0072B2;--low:#D55E00;--part:0%}
 @media screen and (prefers-color-scheme:dark){:root:not(.print){--paper:#14171c;--ink:#e6e9ed;--soft:#a3adb8;
-  --line:#39414b;--panel:#1e232b;--link:#7cb7ff;--shade:#000a}}
+  --line:#39414b;--panel:#1e232b;--link:#7cb7ff;--shade:#000a;--high:#3FA0DC;--low:#E0782A}}
 *{box-sizing:border-box}
 html{scroll-behavior:smooth;scroll-padding-top:3.5rem;-webkit-text-size-adjust:100%}
 body{margin:0 auto;max-width:70rem;padding:0 1rem 4rem;background:var(--paper);color:var(--ink);
@@ -82,6 +83,10 @@ figure{margin:0;min-width:0;break-inside:avoid} figure[hidden]{display:none} fig
 .key,select{font:inherit;font-size:.9rem;color:inherit;background:var(--panel);border:1px solid var(--line);
   border-radius:.4rem;padding:.3rem .6rem;max-width:100%} .key{cursor:pointer} .key[aria-pressed=false]{opacity:.45;
   text-decoration:line-through} label{font-size:.9rem;max-width:100%} details{margin:1rem 0} summary{cursor:pointer}
+.high{background:color-mix(in srgb,var(--high) var(--part),transparent)}
+.low{background:color-mix(in srgb,var(--low) var(--part),transparent)}
+.beside{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}
+.cell{display:block;padding:.3rem .6rem;border-radius:.2rem;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 code{font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 @media (min-width:60rem){nav{position:sticky;top:0;z-index:5}}
 @media print{body{max-width:none;padding:0;font-size:10pt} nav,select,label,.hint{display:none}

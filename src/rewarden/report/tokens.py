@@ -10,22 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewarden.report.html import details, escaped, how_to_read, number, table
+from rewarden.report.html import STRONGEST, details, escaped, how_to_read, number, table
 from rewarden.report.page import document
 
-STRONGEST = 55
-"""Per cent of the colour in the background of the strongest token; the ink keeps its contrast up to there."""
 SHOWN = 50
 """Prompts on a page; more would make it slow to open."""
 
 _TOKEN_STYLE = """
-:root{--high:#0072B2;--low:#D55E00}
-@media screen and (prefers-color-scheme:dark){:root:not(.print){--high:#3FA0DC;--low:#E0782A}}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.7rem .9rem;line-height:1.9;margin:.4rem 0;
   border-radius:.3rem}
 .token{padding:.16em 0;border-radius:.15em} .token:hover,.token:focus{outline:2px solid var(--ink)}
-.high{background:color-mix(in srgb,var(--high) var(--part),transparent)}
-.low{background:color-mix(in srgb,var(--low) var(--part),transparent)} .lowest{text-decoration:underline dotted from-font}
+.lowest{text-decoration:underline dotted from-font}
 .mark{color:var(--soft);font-size:.85em}
 .scale{display:flex;max-width:34rem;margin:1rem 0} .scale span{flex:1;text-align:center;padding:.3rem 0;font-size:.85rem;
   font-variant-numeric:tabular-nums}

@@ -13,6 +13,7 @@ from rewarden.evaluation.data_summary import Lengths, summarise
 from rewarden.evaluation.data_warnings import warnings
 from rewarden.evaluation.prompt_overlap import between, distinct_prompts
 from rewarden.report.data.page import inspection_page
+from rewarden.report.html import STRONGEST
 
 NASTY = '</script><img src="x">'
 
@@ -65,15 +66,13 @@ def test_every_plot_has_its_place_and_its_numbers(two: tuple[dict[str, Any], str
     drawn = figures(text)
     assert set(drawn) == set(re.findall(r'<div class=plot id="(plot-[\w-]+)"', text))
     assert {name.rsplit("-", 1)[0] for name in drawn} == {
-        f"plot-{part}" for part in ("lengths", "bias", "shortcuts", "sources", "overlap")
+        f"plot-{part}" for part in ("lengths", "bias", "shortcuts", "sources")
     }
     histogram = found["files"]["first"]["lengths"]["histogram"]
     chosen, rejected = drawn["plot-lengths-0"]["data"]
     assert chosen["y"] == [*histogram["chosen"], 0]
     assert rejected["y"] == [*histogram["rejected"], 0]
-    (heat,) = drawn["plot-overlap-0"]["data"]
-    assert heat["z"] == [[None, 1.0], [1.0, None]]  # both files hold the same prompts
-    assert [note["text"] for note in drawn["plot-overlap-0"]["layout"]["annotations"]] == ["4", "4"]
+    assert text.count(f'style="--part:{STRONGEST}%">4 of 4</span>') == 2  # both files hold the same prompts
     (curve, _) = drawn["plot-bias-0"]["data"]
     assert curve["y"] == [row["accuracy"]["value"] for row in found["files"]["first"]["by_length_difference"]]
     assert [sum(trace["x"]) for trace in drawn["plot-sources-0"]["data"]] == [4, 4]

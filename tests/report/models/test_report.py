@@ -12,8 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from plotly.offline import get_plotlyjs
 
+from rewarden.assets import PLOTLY
 from rewarden.report import plots
 from rewarden.report.models.report import write_report
 
@@ -97,8 +97,8 @@ def write(path: Path, models: dict[str, dict[str, Any]], **kwargs: Any) -> tuple
     """The page without plotly.js, and what is in it."""
     write_report(path, models=models, **{"title": "A title", **kwargs})
     page = path.read_text(encoding="utf-8")
-    assert page.count(get_plotlyjs()) == 1
-    page = page.replace(get_plotlyjs(), "")
+    assert page.count(PLOTLY.read_text(encoding="utf-8")) == 1
+    page = page.replace(PLOTLY.read_text(encoding="utf-8"), "")
     reader = Reader()
     reader.feed(page)
     reader.close()

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 import pyarrow
 import pyarrow.parquet
 import pytest
-from plotly.offline import get_plotlyjs
 
+from rewarden.assets import PLOTLY
 from rewarden.report.run.compare import across, compare_runs_report, last_part, smooth
 
 EVIL = "</script><img src=x>"
@@ -35,7 +35,7 @@ def run(folder: Path, *, steps: int = 4, reward: float = 0.0, gold: float | None
 
 
 def page(runs: list[Path], labels: list[str]) -> str:
-    return compare_runs_report(runs, labels).replace(get_plotlyjs(), "")
+    return compare_runs_report(runs, labels).replace(PLOTLY.read_text(encoding="utf-8"), "")
 
 
 def titles(text: str) -> dict[str, str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
 
+from rewarden.assets import PLOTLY
 from rewarden.report.run.report import align_report, write_align_report
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -22,8 +22,8 @@ SECTIONS = ["summary", "curves", "plane", "examples", "r2m", "others", "settings
 def page(run: Path) -> str:
     """The page of a run without plotly.js."""
     text = align_report(run)
-    assert text.count(get_plotlyjs()) == 1
-    return text.replace(get_plotlyjs(), "")
+    assert text.count(PLOTLY.read_text(encoding="utf-8")) == 1
+    return text.replace(PLOTLY.read_text(encoding="utf-8"), "")
 
 
 def sections(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewarden.report import html, page, plots
 from rewarden.report.data.rows import Block, blocks, overlap, shares_something
-from rewarden.report.html import escaped, how_to_read
+from rewarden.report.html import escaped, how_to_read, shaded
 from rewarden.report.plots import CHANCE, Plot
 
 _SIDES: dict[str, dict[str, Any]] = {"chosen": {}, "rejected": {}}
@@ -52,7 +52,7 @@ def _sections(found: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, st
         "Sources": _sources(files, figures) + sources,
     }
     if found["between"]:
-        parts["Between the files"] = _between(found, figures)
+        parts["Between the files"] = _between(found)
     parts["Near-duplicates"] = _near(found)
     return parts | {"Facts": _facts(found)}
 
@@ -157,33 +157,19 @@ def _sources(files: Mapping[str, Any], figures: dict[str, Any]) -> str:
     )
 
 
-def _matrix(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Share of the distinct prompts of the file in the row that the file in the column has too, exactly or nearly."""
+def _matrix(found: Mapping[str, Any]) -> str:
+    """Share of the distinct prompts of the file in the row that the file in the column has too, as a coloured table."""
     names = list(found["files"])
-    shares: list[list[float | None]] = [[None for _ in names] for _ in names]
-    hover = [["" for _ in names] for _ in names]
-    notes = []  # not the text of the heat map, whose colour would not follow the style sheet
+    cells = [["" for _ in names] for _ in names]
     for row in found["between"]:
         places = (names.index(row["first"]), names.index(row["second"]))
         for side, (one, other) in enumerate((places, places[::-1])):
             near, total = row["near"]["prompts"][side], found["files"][names[one]]["prompts"]
-            shares[one][other] = row["prompts"] / total
-            text = f"{row['prompts']:,}" + (f"<br>+{near:,}" if near else "")
-            notes.append({"x": other, "y": one, "text": text, "showarrow": False, "font": {"size": 12}})
-            hover[one][other] = (
-                f"{row['prompts']:,} of the {total:,} prompts of {escaped(names[one])} are in {escaped(names[other])} too;"
-                f"<br>{near:,} are near-duplicates of one there"
-            )
-    ticks = {"tickvals": list(range(len(names))), "ticktext": [str(number + 1) for number in range(len(names))]}
-    scale = [[0, "rgba(128,128,128,0.12)"], [0.001, "rgba(213,94,0,0.25)"], [1, "rgba(213,94,0,0.75)"]]
-    trace = {"type": "heatmap", "z": shares, "zmin": 0, "zmax": 1, "hovertext": hover, "hoverinfo": "text"}
-    trace |= {"colorscale": scale, "showscale": False, "xgap": 2, "ygap": 2}
-    layout = plots.layout_of(
-        44 * len(names) + 110, ticks | {"title": "are in file"}, ticks | {"title": "prompts of file"}
-    )
-    layout["xaxis"] |= {"showgrid": False}
-    layout["yaxis"] |= {"showgrid": False, "range": [len(names) - 0.5, -0.5]}
-    return {"data": [trace], "layout": layout | {"annotations": notes}}
+            more = f" + {near:,}" if near else ""
+            text = f"{row['prompts']:,}{more} of {total:,}"
+            cells[one][other] = shaded(text, -row["prompts"] / total)
+    rows = [[f"prompts of {number}", *row] for number, row in enumerate(cells, start=1)]
+    return _table("Prompts in common", ["", *(f"are in {number + 1}" for number in range(len(names)))], rows)
 
 
 # --- Text and tables --------------------------------------------------------------------------------------------
@@ -216,12 +202,11 @@ def _unbroken(cell: str) -> str:
     return cell.replace("[", "<span class=ci>[").replace("]", "]</span>")
 
 
-def _between(found: Mapping[str, Any], figures: dict[str, Any]) -> str:
+def _between(found: Mapping[str, Any]) -> str:
     names = "".join(f"<li>{escaped(name)}</li>" for name in found["files"])
-    caption = """The number of prompts of the file in the row that the file in the column has too; behind the plus, how many
-        more are near-duplicates of one there. Anything between training and held-out data makes results flatter."""
-    name = "Prompts in common"
-    figure = plots.group("overlap", [Plot(name, _matrix(found))], caption, {}, figures)
+    caption = """How many of the distinct prompts of the file in the row the file in the column has too; behind the plus, how
+        many more are near-duplicates of one there. Anything between training and held-out data makes results flatter."""
+    figure = f"{_matrix(found)}<p class=caption>{' '.join(caption.split())}</p>"
     head, rows = overlap(found["between"])
     shared = [row for row in rows if shares_something(row)]
     if not shared:

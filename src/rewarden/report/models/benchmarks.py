@@ -45,7 +45,7 @@ def _benchmark(name: str, models: Results, figures: dict[str, Any]) -> str:
         plots.group(f"benchmark-{html.slug(name)}", [Plot(name, figure)] if figure else [], caption, models, figures)
         + _table(name, models, found, rows, domains)
         + _notes(found)
-        + _matrices(name, found, models, figures)
+        + _matrices(name, found)
     )
 
 
@@ -111,31 +111,25 @@ def _cut(benchmark: Mapping[str, Any]) -> str:
     return f"{html.number(benchmark['truncated'])}{of} completions were cut to the length limits"
 
 
-def _matrices(name: str, found: Mapping[str, Mapping[str, Any]], models: Results, figures: dict[str, Any]) -> str:
+def _matrices(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     """A heat map for every model that has a matrix of styles."""
-    shown = [Plot(f"{name}, {label}", heat_map(each["matrix"])) for label, each in found.items() if each.get("matrix")]
+    maps = {label: each["matrix"] for label, each in found.items() if each.get("matrix")}
+    shown = "".join(heat_map(html.escaped(f"{name}, {label}"), matrix) for label, matrix in maps.items())
+    if not shown:
+        return ""
     caption = """How often the right completion (row) has more reward than the wrong one (column), by style. Below the
         diagonal the right one is the fancier one (easy), above it the plainer one (hard). A model that goes by style is blue
         below and orange above; one that goes by content is the same all over."""
-    key = f"matrix-{html.slug(name)}"
-    return plots.group(key, shown, caption, models, figures, small=True, legend=False)
+    return f"<div class=beside>{shown}</div><p class=caption>{' '.join(caption.split())}</p>"
 
 
-def heat_map(matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """RM-Bench's shares of prompts won, right completions in rows and wrong ones in columns, both from plain to fancy."""
-    trace = {
-        "type": "heatmap",
-        "x": list(STYLES),
-        "y": list(STYLES),
-        "z": [list(row) for row in matrix],
-        "zmin": 0,
-        "zmid": 0.5,
-        "zmax": 1,
-        # Orange for mistakes, blue for right: told apart by every kind of eye, grey at chance.
-        "colorscale": [[0, "#D55E00"], [0.5, "#DDDDDD"], [1, "#0072B2"]],
-        "showscale": False,
-        "texttemplate": "%{z:.3f}",
-        "hovertemplate": "right: %{y}<br>wrong: %{x}<br>%{z:.3f}<extra></extra>",
-    }
-    layout = plots.layout_of(300, {"title": "wrong completion"}, {"title": "right completion", "autorange": "reversed"})
-    return {"data": [trace], "layout": layout}
+def heat_map(caption: str, matrix: Sequence[Sequence[float]]) -> str:
+    """RM-Bench's shares of prompts won as a table, right completions in rows and wrong ones in columns, both from plain to fancy.
+
+    Orange is for mistakes and blue for right, told apart by every kind of eye; chance has no colour.
+    """
+    rows = [
+        [f"right: {style}", *(html.shaded(html.number(share), 2 * share - 1) for share in row)]
+        for style, row in zip(STYLES, matrix, strict=True)
+    ]
+    return f"<div>{html.table(caption, ['', *(f'wrong: {style}' for style in STYLES)], [('', rows)])}</div>"
