@@ -199,8 +199,14 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError.at(str(path), got, "a whole Parquet file", "Write or download it again.") from error
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as .jsonl, .jsonl.gz or .parquet: to a neighbour first, then into place. Makes the folder if need be."""
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, types: Mapping[str, Any] | None = None) -> None:
+    """Write rows as .jsonl, .jsonl.gz or .parquet: to a neighbour first, then into place. Makes the folder if need be.
+
+    Args:
+        path: Where; the ending says the format.
+        rows: What; a column that a row lacks is null in Parquet.
+        types: Arrow type by column, of a Parquet file; others are taken from the values.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
     try:
@@ -211,15 +217,26 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             rows = list(rows)
             # pyarrow takes the columns from the first row alone, and would leave out what only later rows have.
             names = dict.fromkeys(name for row in rows for name in row)
-            parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), aside)
+            found = types or {}
+            columns = {name: pyarrow.array([row.get(name) for row in rows], type=found.get(name)) for name in names}
+            parquet.write_table(pyarrow.table(columns), aside)
         else:
             opener: Any = gzip.open if path.name.endswith(".gz") else open
             with opener(aside, "wt", encoding="utf-8") as file:
                 for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(_json_line(row))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: as an escape it stays what it was
+        line = json.dumps(row) + "\n"
+    return line
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,14 +4,16 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
 
 from rewarden import Scorer
 from rewarden.cli import main
-from rewarden.files import write_rows
+from rewarden.files import read_rows, write_rows
 from rewarden.hf.scoring.endogenous import EndogenousScorer
+from rewarden.hf.scoring.scorer import CompletionScore
 
 from .conftest import make_pairs, write
 
@@ -251,3 +253,66 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_rows(path, [{"a": 1}])
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_carried_columns_never_cost_the_rewards(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = [7, "seven", {}, 2**70, "\ud83d"]
+    source = write(tmp_path / "in.jsonl", [ROWS[0] | {"odd": value} for value in odd])
+    for ending in (".parquet", ".jsonl", ".jsonl.gz"):
+        output = tmp_path / f"out{ending}"
+        assert main(f"score --model {trained} --input {source} --output {output} --json".split()) == 0
+        said = json.loads(capsys.readouterr().out)["columns_as_text"]
+        rows = [row for _, row in read_rows(output)]
+        assert all(isinstance(row["reward"], float) for row in rows)
+        if ending == ".parquet":
+            assert "row 2" in said["odd"]
+            assert [json.loads(row["odd"]) for row in rows] == odd
+        else:
+            assert said == {}
+            assert [row["odd"] for row in rows] == odd
+    assert main(f"score --model {trained} --input {source} --output {tmp_path / 'o.parquet'}".split()) == 0
+    assert "column odd as JSON text, because of " in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, none = write(tmp_path / "in.jsonl", [ROWS[0], ROWS[1] | {"reward": "x"}]), tmp_path / "no-model"
+    for output, message in {
+        tmp_path / "o.parquet": 'in.jsonl, row 2: "prompt" does not fit',
+        source: "this is the input",
+        source / "o.jsonl": "is no folder",
+    }.items():
+        assert main(f"score --model {none} --input {source} --output {output}".split()) == 2
+        assert message in capsys.readouterr().err
+    write(source, [ROWS[0], ROWS[1] | {"prompt": "Well?", "reward": "x"}])
+    assert main(f"score --model {none} --input {source} --output {tmp_path / 'o.parquet'}".split()) == 2
+    assert 'in.jsonl, row 2: "reward" does not fit' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_reward_that_is_no_number_is_refused_and_the_others_kept(
+    bad: float,
+    trained: Path,
+    candidates: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Scorer.__call__
+
+    def broken(self: Scorer, *args: Any, **options: Any) -> list[list[CompletionScore]]:
+        single, several = whole(self, *args, **options)
+        return [single, [several[0], several[1]._replace(reward=bad), *several[2:]]]
+
+    monkeypatch.setattr(Scorer, "__call__", broken)
+    output = tmp_path / "o.jsonl"
+    assert main(f"score --model {trained} --input {candidates} --output {output}".split()) == 2
+    said = capsys.readouterr().err
+    assert f"candidates.jsonl, row 2: the reward of completion 2 is {bad}; expected a finite number" in said
+    assert not output.exists()
+    kept = [json.loads(line) for line in (tmp_path / "o.jsonl.kept.jsonl").read_text().splitlines()]
+    assert isinstance(kept[0]["reward"], float)
+    assert len(kept[1]["rewards"]) == 4

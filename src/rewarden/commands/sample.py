@@ -180,6 +180,8 @@ def sample(args: Sample) -> dict[str, Any]:
 
 def _check(args: Sample) -> None:
     """Refuse what cannot work before anything is loaded."""
+    from rewarden.commands.output.computed_rows import check_destination
+
     is_chat = args.prompts is None and args.prompt is None
     if args.prompts is not None and args.prompt is not None:
         raise ValueError("got both --prompts and --prompt; give one of the two")
@@ -189,6 +191,8 @@ def _check(args: Sample) -> None:
         raise ValueError("--output belongs to --prompts or --prompt; a conversation is not written down")
     if args.output is not None and not args.output.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
         raise ValueError(f"--output {args.output}: unknown ending; use .jsonl, .jsonl.gz or .parquet")
+    if args.output is not None:
+        check_destination("--output", args.output, [] if args.prompts is None else [args.prompts])
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected at least 1 completion of each prompt")
     if not 0 <= args.seed < 2**64:
@@ -208,18 +212,25 @@ def with_system(prompt: Text, system: str | None) -> Text:
 def _of_file(args: Sample) -> dict[str, Any]:
     from rewarden.align.prompts import prompt_of
     from rewarden.commands.measure import progress_bar
-    from rewarden.files import read_rows, write_rows
+    from rewarden.commands.output.carried_columns import carried
+    from rewarden.commands.output.computed_rows import write_or_keep
+    from rewarden.files import read_rows
 
     assert args.prompts is not None and args.output is not None
     rows = list(read_rows(args.prompts))
     prompts = [with_system(prompt_of(row, where), args.system) for where, row in rows]
+    stays = [
+        (where, {name: value for name, value in row.items() if name not in _REPLACED} | {"prompt": prompt})
+        for (where, row), prompt in zip(rows, prompts, strict=True)
+    ]
+    kept = carried(stays, source=args.prompts, output=args.output, own={})
     numbers = [int(where.rpartition("row ")[2]) for where, _ in rows]
     speaker = Speaker.load(args)
     with progress_bar(len(rows) * args.samples, "sample") as progress:
         found = speaker(prompts, args.samples, rows=numbers, progress=progress)
-    kept = [{name: value for name, value in row.items() if name not in _REPLACED} for _, row in rows]
-    written = [row | _row(prompt, answers) for row, prompt, answers in zip(kept, prompts, found, strict=True)]
-    write_rows(args.output, written)
+    computed = [{"completions": answers.completions, "truncated": answers.truncated} for answers in found]
+    written = [row | new for row, new in zip(kept.rows, computed, strict=True)]
+    write_or_keep(args.output, written, computed, kept.types)
     return {
         "output": str(args.output),
         "prompts": len(rows),
@@ -227,6 +238,7 @@ def _of_file(args: Sample) -> dict[str, Any]:
         "truncated": sum(sum(answers.truncated) for answers in found),
         "prompts_cut": sum(answers.is_prompt_cut for answers in found),
         "replaced_columns": sorted({name for _, row in rows for name in _REPLACED if name in row}),
+        "columns_as_text": kept.as_text,
     }
 
 
@@ -307,4 +319,5 @@ def main(args: Sample) -> None:
             f"{found['truncated']:,} cut at {args.max_new_tokens:,} tokens"
             + (f"; {found['prompts_cut']:,} prompts lost their beginning to fit" if found["prompts_cut"] else "")
             + (f"; replaced columns: {', '.join(found['replaced_columns'])}" if found["replaced_columns"] else "")
+            + "".join(f"; column {name} as {how}" for name, how in found["columns_as_text"].items())
         )

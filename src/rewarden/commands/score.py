@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ import tyro
 from rewarden.commands.options.endogenous import EndogenousOptions, chosen_scorer
 from rewarden.commands.options.judge import JudgeOptions, judge_report
 from rewarden.commands.options.scoring import ScoringOptions
-from rewarden.files import write_rows
+from rewarden.files import DataError
 
 if TYPE_CHECKING:
+    from rewarden.commands.output.carried_columns import Carried
     from rewarden.data import Candidates, Text
     from rewarden.hf.scoring.endogenous import TokenRewards
     from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
@@ -35,7 +37,7 @@ class Score:
     input: Path
     """.jsonl, .jsonl.gz or .parquet."""
     output: Path
-    """Where the rows go, in the same formats; written whole or not at all."""
+    """Where the rows go, in the same formats; written whole or not at all. Not the input itself."""
     model: Path | None = None
     """Folder that `rewarden train` wrote, or several joined by + (A+B+C), which are then one ensemble."""
     endogenous: Annotated[EndogenousOptions, tyro.conf.arg(name="")] = field(default_factory=EndogenousOptions)
@@ -58,13 +60,15 @@ def score(args: Score) -> dict[str, Any]:
     """Score the file; returns counts and the mean reward.
 
     Raises:
-        ValueError: On bad data or a folder without a model.
+        ValueError: On bad data, a folder without a model, or a reward that is not finite.
     """
     from rewarden.commands.measure import progress_bar
+    from rewarden.commands.output.computed_rows import write_or_keep
     from rewarden.data import load_candidates
 
     _check(args)
     groups = load_candidates(args.input)
+    kept = _carried(args, groups)
     scorer = _scorer(args)
     total = sum(len(group.completions) for group in groups)
     with progress_bar(total, "score") as progress:
@@ -72,7 +76,13 @@ def score(args: Score) -> dict[str, Any]:
     added = [columns(group, found) for group, found in zip(groups, scores, strict=True)]
     if args.tokens:
         added = [new | token_column(found) for new, found in zip(added, tokens, strict=True)]
-    write_rows(args.output, [group.row | new for group, new in zip(groups, added, strict=True)])
+    _refuse_non_finite(args.output, groups, added)
+    # In the order of the input: a column that is computed anew stays where it was.
+    rows = [
+        {name: (new if name in new else old)[name] for name in group.row | new}
+        for group, old, new in zip(groups, kept.rows, added, strict=True)
+    ]
+    write_or_keep(args.output, rows, added, kept.types)
     if args.page is not None:
         _write_page(args.page, groups, scores, tokens, scorer.record)
     rewards = [one.reward for found in scores for one in found]
@@ -84,6 +94,7 @@ def score(args: Score) -> dict[str, Any]:
         "replaced_columns": sorted(
             {name for group, new in zip(groups, added, strict=True) for name in new if name in group.row}
         ),
+        "columns_as_text": kept.as_text,
         "mean_reward": sum(rewards) / len(rewards),
         **({} if args.page is None else {"page": str(args.page)}),
         **({} if args.judge.judge is None else {"judge": judge_report(scorer)}),
@@ -99,12 +110,54 @@ def _scorer(args: Score) -> AnyScorer:
     return args.judge.scorer(args.options)
 
 
+def _carried(args: Score, groups: Sequence[Candidates]) -> Carried:
+    """The columns that stay, as the output can hold them; those that are certain to be replaced are left out."""
+    from rewarden.commands.output.carried_columns import carried
+
+    replaced = {True: ("reward", "uncertainty"), False: ("rewards", "uncertainties")}
+    rows = [
+        (group.where, {name: value for name, value in group.row.items() if name not in replaced[group.is_single]})
+        for group in groups
+    ]
+    return carried(rows, source=args.input, output=args.output, own=_own_types())
+
+
+def _own_types() -> dict[str, Any]:
+    """The Arrow types of the columns that scoring may add."""
+    import pyarrow
+
+    number = pyarrow.float64()
+    numbers = pyarrow.list_(number)
+    token = pyarrow.struct([("token", pyarrow.string()), ("reward", number), ("log_prob", number)])
+    single = dict.fromkeys(("reward", "uncertainty", "prompt_value"), number)
+    several = dict.fromkeys(("rewards", "uncertainties", "members"), numbers)
+    lists = {"members_by_completion": pyarrow.list_(numbers), "token_rewards": pyarrow.list_(pyarrow.list_(token))}
+    return single | several | lists
+
+
+def _refuse_non_finite(output: Path, groups: Sequence[Candidates], added: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rewards that are not numbers, as `rewarden evaluate` does; the others are kept."""
+    from rewarden.commands.output.computed_rows import keep
+
+    for group, new in zip(groups, added, strict=True):
+        for number, reward in enumerate([new["reward"]] if group.is_single else new["rewards"], start=1):
+            if not math.isfinite(reward):
+                got = f"the reward of completion {number} is {reward}"
+                action = f"Check the training run for divergence, or score in float32. {keep(output, added)}"
+                raise DataError.at(group.where, got, "a finite number", action)
+
+
 def _check(args: Score) -> None:
     """Refuse what cannot work before anything is loaded."""
+    from rewarden.commands.output.computed_rows import check_destination
+
     if not args.output.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
         raise ValueError(f"--output {args.output}: unknown ending; use .jsonl, .jsonl.gz or .parquet")
+    check_destination("--output", args.output, [args.input])
     if args.page is not None and not args.page.name.endswith(".html"):
         raise ValueError(f"--page {args.page}: unknown ending; use .html")
+    if args.page is not None:
+        check_destination("--page", args.page, [args.input])
     if (args.tokens or args.page is not None) and (args.endogenous.endogenous is None or args.model is not None):
         raise ValueError(
             f"--{'tokens' if args.tokens else 'page'} needs rewards of single tokens, which only --endogenous MODEL has; "
@@ -196,6 +249,7 @@ def main(args: Score) -> None:
         f"{summary['output']}: {summary['completions']:,} completions of {summary['prompts']:,} prompts, "
         f"{summary['truncated']:,} cut to the length limits, mean reward {summary['mean_reward']:.3f}"
         + (f"; replaced columns: {', '.join(summary['replaced_columns'])}" if summary["replaced_columns"] else "")
+        + "".join(f"; column {name} as {how}" for name, how in summary["columns_as_text"].items())
         + (f"; {summary['page']}" if "page" in summary else "")
         + (f"; {summary['judge']['questions']:,} questions to the judge" if "judge" in summary else "")
     )
