@@ -18,14 +18,18 @@ from typing import Any
 
 from rewarden.files import DataError, Source, read_rows, stem
 from rewarden.files import content_hash as content_hash  # reading and hashing are one thing to callers
+from rewarden.messages import (
+    Message,
+    Text,
+    answer_turns,
+    check_prompt,
+    in_one_form,
+    kind,
+    last_content,
+    prompt_and_completions,
+    text_of,
+)
 
-Message = dict[str, str]
-"""One chat turn: {"role": ..., "content": ...}."""
-
-Text = str | list[Message]
-"""Plain text, or chat turns."""
-
-_ROLES = ("system", "user", "assistant", "tool")
 _PROMPT_ALIASES = {"question", "instruction", "query"}
 
 
@@ -135,29 +139,6 @@ def load_gold(source: Source, *, split: str | None = "test") -> list[GoldGroup]:
     return [_gold_group(row, where) for where, row in kept]
 
 
-def prompt_and_completions(prompt: object, values: object, where: str, field: str) -> tuple[Text, list[Text]]:
-    """A prompt and its completions, checked and in one format: all plain text, or all turns.
-
-    Args:
-        prompt: Plain text or turns, the last of them of the user or a tool.
-        values: List of completions, plain text or turns; empty texts are allowed.
-        where: Place in the data, for messages.
-        field: Name of the column with the completions, for messages.
-
-    Returns:
-        The prompt, and the completions in order.
-
-    Raises:
-        DataError: One of them is neither text nor turns, the list is empty, or the prompt is.
-    """
-    if not isinstance(values, list) or not values:
-        got = "an empty list" if values == [] else _kind(values)
-        raise DataError.at(where, f'"{field}" is {got}', "a list of completions", "Write a list, even of one.")
-    fields = [f"{field}[{number}]" for number in range(len(values))]
-    texts = [(name, _text(value, where, name)) for name, value in zip(fields, values, strict=True)]
-    return _one_format(_text(prompt, where, "prompt"), texts, where)
-
-
 def prompt_key(text: Text | None, fallback: str = "") -> str:
     """What identifies a prompt, for clustering and for finding overlap.
 
@@ -195,17 +176,17 @@ def shared_prompts(train: Sequence[Pair], evaluation: Sequence[Pair]) -> int:
 
 def _pair(row: dict[str, Any], where: str, fallback: str) -> Pair:
     _require(row, where, "chosen", "rejected", known='"chosen" and "rejected", and perhaps "prompt"')
-    chosen, rejected = (_text(row[name], where, name) for name in ("chosen", "rejected"))
+    chosen, rejected = (text_of(row[name], where, name) for name in ("chosen", "rejected"))
     prompt: Text | None = None
     if row.get("prompt") is not None:
         fields = [("chosen", chosen), ("rejected", rejected)]
-        prompt, (chosen, rejected) = _one_format(_text(row["prompt"], where, "prompt"), fields, where)
+        prompt, (chosen, rejected) = in_one_form(text_of(row["prompt"], where, "prompt"), fields, where)
     elif isinstance(chosen, list) and isinstance(rejected, list):
         prompt, chosen, rejected = _split_conversations(chosen, rejected, where)
     else:
         _check_whole_texts(row, chosen, rejected, where)
     for field, text in (("chosen", chosen), ("rejected", rejected)):
-        if not _last(text).strip():
+        if not last_content(text).strip():
             raise DataError.at(where, f'"{field}" is empty', "some text", "Remove the row, or fill it in.")
     agreement = _number(row.get("agreement"), where, "agreement")
     if agreement is not None and not 0.0 <= agreement <= 1.0:
@@ -236,7 +217,7 @@ def _gold_group(row: dict[str, Any], where: str) -> GoldGroup:
     field = nested or "completions"
     items = row[field]
     if not isinstance(items, list) or len(items) < 2:
-        got = f"a list of {len(items)}" if isinstance(items, list) else _kind(items)
+        got = f"a list of {len(items)}" if isinstance(items, list) else kind(items)
         action = "Remove the row: best-of-n needs a choice."
         raise DataError.at(where, f'"{field}" is {got}', "a list of at least 2", action)
     if nested:
@@ -244,7 +225,7 @@ def _gold_group(row: dict[str, Any], where: str) -> GoldGroup:
     else:
         scores, names = row["gold"], [str(number) for number in range(len(items))]
     if not isinstance(scores, list) or len(scores) != len(items):
-        got = f'"gold" is {f"a list of {len(scores)}" if isinstance(scores, list) else _kind(scores)}'
+        got = f'"gold" is {f"a list of {len(scores)}" if isinstance(scores, list) else kind(scores)}'
         raise DataError.at(where, got, f"a list of {len(items)}, like completions", "Score every completion once.")
     prompt, completions = prompt_and_completions(row["prompt"], items, where, field)
     gold = [_number(score, where, f"gold[{number}]") for number, score in enumerate(scores)]
@@ -260,7 +241,7 @@ def _responses(items: list[Any], where: str, field: str) -> tuple[list[Any], lis
     scores, names = [], []
     for number, item in enumerate(items):
         if not isinstance(item, dict) or "response" not in item or not {"gold", "gold_score"} & item.keys():
-            got = f"has {sorted(map(str, item))}" if isinstance(item, dict) else f"is {_kind(item)}"
+            got = f"has {sorted(map(str, item))}" if isinstance(item, dict) else f"is {kind(item)}"
             raise DataError.at(
                 where, f"{field}[{number}] {got}", '{"response": ..., "gold": ...}', "Rename or add the keys."
             )
@@ -279,43 +260,6 @@ def _require(row: Mapping[str, Any], where: str, *names: str, known: str) -> Non
             raise DataError.at(where, f'no column "{name}" among {columns}', known, action)
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else f"of type {type(value).__name__} ({str(value)[:40]!r})"
-
-
-def _text(value: object, where: str, field: str) -> Text:
-    if isinstance(value, str):
-        return _encodable(value, where, field)
-    if isinstance(value, list) and value:
-        return [_message(turn, where, f"{field}[{number}]") for number, turn in enumerate(value)]
-    got = "an empty list" if value == [] else _kind(value)
-    raise DataError.at(where, f'"{field}" is {got}', "text or a list of messages", "Convert the column.")
-
-
-def _message(turn: object, where: str, field: str) -> Message:
-    if not isinstance(turn, dict):
-        expected = 'a message {"role": ..., "content": ...}'
-        raise DataError.at(where, f"{field} is {_kind(turn)}", expected, "Write one message per turn.")
-    role, content = turn.get("role"), turn.get("content")
-    if role not in _ROLES:
-        raise DataError.at(where, f"{field} has role {role!r}", f"one of {', '.join(_ROLES)}", "Rename the role.")
-    if not isinstance(content, str):
-        raise DataError.at(where, f"{field} has content {_kind(content)}", "text", "Write the content as one text.")
-    if turn.get("tool_calls"):
-        raise DataError.at(where, f"{field} has tool_calls", "text only", "Write the call into the content.")
-    return {"role": role, "content": _encodable(content, where, field)}
-
-
-def _encodable(text: str, where: str, field: str) -> str:
-    # JSON can escape half of a surrogate pair; tokenizers fail on it, much later and without saying where.
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        got = f"{field} has half a surrogate pair at character {error.start + 1}"
-        raise DataError.at(where, got, "text that UTF-8 can hold", "Repair or remove that character.") from error
-    return text
-
-
 def _number(value: object, where: str, field: str) -> float | None:
     if value is None:
         return None
@@ -326,43 +270,8 @@ def _number(value: object, where: str, field: str) -> float | None:
             number = math.inf
         if math.isfinite(number):
             return number
-    got = f'"{field}" is {value}' if isinstance(value, float) else f'"{field}" is {_kind(value)}'
+    got = f'"{field}" is {value}' if isinstance(value, float) else f'"{field}" is {kind(value)}'
     raise DataError.at(where, got, "a finite number", "Correct the value, or remove the row.")
-
-
-def _last(text: Text) -> str:
-    return text if isinstance(text, str) else text[-1]["content"]
-
-
-def _one_format(prompt: Text, answers: list[tuple[str, Text]], where: str) -> tuple[Text, list[Text]]:
-    """Prompt and completions all as plain text if they all are, else all as turns."""
-    _check_prompt(prompt, where)
-    if isinstance(prompt, str) and all(isinstance(answer, str) for _, answer in answers):
-        return prompt, [answer for _, answer in answers]
-    turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return turns, [_answer(answer, turns, where, name) for name, answer in answers]
-
-
-def _answer(answer: Text, prompt: list[Message], where: str, field: str) -> list[Message]:
-    if isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    # Several public sets repeat the prompt at the head of both conversations, beside the column "prompt".
-    turns = answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
-    roles = [turn["role"] for turn in turns]
-    if roles[:1] != ["assistant"] or roles[-1] != "assistant":
-        got = f'"{field}" has turns {roles} after the prompt'
-        action = 'Correct the turns; without a column "prompt", the turns that both share become the prompt.'
-        raise DataError.at(where, got, "to begin and end with the assistant", action)
-    return turns
-
-
-def _check_prompt(prompt: Text, where: str) -> None:
-    if not _last(prompt).strip():
-        action = 'Remove the row; if the completions hold the prompt, leave out the column "prompt".'
-        raise DataError.at(where, '"prompt" is empty or ends in an empty turn', "some text", action)
-    if isinstance(prompt, list) and prompt[-1]["role"] not in ("user", "tool"):
-        got = f'the prompt ends with a turn of role "{prompt[-1]["role"]}"'
-        raise DataError.at(where, got, "a user or tool turn last", "Let both completions begin with the assistant.")
 
 
 def _split_conversations(
@@ -377,8 +286,10 @@ def _split_conversations(
     if not prompt:
         action = 'Add the column "prompt".'
         raise DataError.at(where, "chosen and rejected share no leading turn", "the same prompt in both", action)
-    _check_prompt(prompt, where)
-    answers = [_answer(turns[shared:], [], where, name) for name, turns in (("chosen", chosen), ("rejected", rejected))]
+    check_prompt(prompt, where)
+    answers = [
+        answer_turns(turns[shared:], [], where, name) for name, turns in (("chosen", chosen), ("rejected", rejected))
+    ]
     return prompt, answers[0], answers[1]
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.data import Text, prompt_and_completions
 from rewarden.files import DataError, Source, read_rows
 from rewarden.hf.tokens import cut_left, encode_texts, render
+from rewarden.messages import Text, prompt_and_completions
 
 
 @dataclass(frozen=True)

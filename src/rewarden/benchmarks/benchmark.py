@@ -14,8 +14,9 @@ from torch import Tensor
 from rewarden.assets import DATA
 from rewarden.benchmarks.means import Columns, ItemScores, Weights, item_scores, score_intervals
 from rewarden.benchmarks.reading import BenchmarkRow, Pick, benchmark_rows
-from rewarden.data import Text, prompt_and_completions, prompt_key
+from rewarden.data import prompt_key
 from rewarden.files import DataError, Source
+from rewarden.messages import Text, prompt_and_completions
 
 
 @dataclass(frozen=True, slots=True)

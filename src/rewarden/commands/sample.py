@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rewarden.data import Message, Text
     from rewarden.hf.generation.token_choice import Sampling
+    from rewarden.messages import Message, Text
 
 # Rows of a forward pass: about where a CPU has the most tokens per second, and an accelerator still has room.
 _ROWS = {"cpu": 128}

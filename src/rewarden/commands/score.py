@@ -19,9 +19,10 @@ from rewarden.files import DataError
 
 if TYPE_CHECKING:
     from rewarden.commands.output.carried_columns import Carried
-    from rewarden.data import Candidates, Text
+    from rewarden.data import Candidates
     from rewarden.hf.scoring.endogenous import TokenRewards
     from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
+    from rewarden.messages import Text
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.data import Message, Text
+from rewarden.messages import Message, Text
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
-from rewarden.data import Message
 from rewarden.judging.answers import Answer, Question
 from rewarden.judging.replies import MalformedReply, read_reply
 from rewarden.judging.templates import Template
+from rewarden.messages import Message
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from rewarden.data import Message, Text
+from rewarden.messages import Message, Text
 
 Kind = Literal["verifier", "pointwise", "pairwise"]
 

@@ -6,11 +6,12 @@ import zlib
 from collections.abc import Iterable
 
 from rewarden.assets import DATA
-from rewarden.data import Pair, Text, load_pairs, prompt_key
+from rewarden.data import Pair, load_pairs, prompt_key
 from rewarden.lab.damage import first_tokens
 from rewarden.lab.gold import Originals, Quality
 from rewarden.lab.ngram import NgramModel
 from rewarden.lab.relevance import Relevance
+from rewarden.messages import Text
 
 LEAST_WORDS = 8
 """Completions with fewer words are not tested: a shuffle of "Yes, it is." is no test of anything."""

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rewarden.data import Text
 from rewarden.hf.scoring.endogenous import EndogenousScorer
 from rewarden.hf.scoring.ensemble import ScorerEnsemble
 from rewarden.hf.scoring.weighted_sum import Standardised
+from rewarden.messages import Text
 
 PROMPTS: list[Text] = ["a question, bc?", [{"role": "user", "content": "hi"}], "third"]
 COMPLETIONS: list[list[Text]] = [

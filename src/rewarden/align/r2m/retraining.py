@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rewarden import losses
 from rewarden.core import PairInfo, select
-from rewarden.data import Pair, Text
+from rewarden.data import Pair
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training.pairs import PairCollator, TokenPair, training_pairs
+from rewarden.messages import Text
 
 
 class RewardedGroup(NamedTuple):

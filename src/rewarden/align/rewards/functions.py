@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewarden.data import Text
+from rewarden.messages import Text
 
 logger = logging.getLogger(__name__)
 

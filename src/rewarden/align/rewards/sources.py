@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map
 
 from rewarden.align.rewards.functions import RewardFunction, Rows, call, load_function
 from rewarden.core import RewardOutput, select
-from rewarden.data import Text
 from rewarden.hf.batches import by_token_budget, make_batch
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.endogenous import EndogenousScorer
 from rewarden.hf.scoring.ensemble import ScorerEnsemble
 from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import TokenGroup, tokenise
+from rewarden.messages import Text
 from rewarden.shaping import nominal
 
 Groups = Sequence[Sequence[str]]

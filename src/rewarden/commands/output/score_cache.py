@@ -13,8 +13,8 @@ from rewarden.files import write_text
 
 if TYPE_CHECKING:
     from rewarden.commands.options.scoring import ScoringOptions
-    from rewarden.data import Text
     from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
+    from rewarden.messages import Text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.data import Message, Text
 from rewarden.endogenous import GAMMA, Aggregation, prompt_values, response_scores, token_rewards
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.model.backbone import load_tokenizer
@@ -22,6 +21,7 @@ from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces
 from rewarden.hf.tokens import Limits, TokenGroup, render, tokenise
+from rewarden.messages import Message, Text
 
 Groups = Sequence[Sequence[Text]]
 Tick = Callable[[int], object]

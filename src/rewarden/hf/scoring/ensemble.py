@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarden.core import RewardOutput
-from rewarden.data import Text
 from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore, Scorer
+from rewarden.messages import Text
 from rewarden.shaping import Shaping, nominal
 
 

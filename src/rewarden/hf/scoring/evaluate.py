@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewarden.data import GoldGroup, Pair, Text, pair_key
+from rewarden.data import GoldGroup, Pair, pair_key
 from rewarden.evaluation.best_of_n import evaluate_best_of_n
 from rewarden.evaluation.bootstrap import cluster_ids
 from rewarden.evaluation.length_bias import accuracy_by_markdown, markdown_marks
 from rewarden.evaluation.pairs import evaluate_pairs
 from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
+from rewarden.messages import Text
 from rewarden.overoptimization import best_of_n
 
 if TYPE_CHECKING:

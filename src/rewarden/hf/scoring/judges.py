@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rewarden.data import Text
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.judging.answers import Answer, Answerer, Question, expected_rating, points, ranks, wins
 from rewarden.judging.templates import PAIRWISE, POINTWISE, VERIFIER, Kind, Template, as_text
+from rewarden.messages import Text
 
 logger = logging.getLogger(__name__)
 

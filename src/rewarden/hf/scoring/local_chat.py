@@ -13,7 +13,6 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.data import Message
 from rewarden.hf.batches import by_token_budget, make_batch, num_tokens
 from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel
@@ -21,6 +20,7 @@ from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.tokens import TokenGroup, render
 from rewarden.judging.answers import Answer, Question, best, without_longer
 from rewarden.judging.templates import PLACEHOLDERS, Template
+from rewarden.messages import Message
 
 SHORTEST = 16
 """Tokens of a completion that are kept before the prompt is cut, where a question is too long."""

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewarden import methods
 from rewarden.core import RewardOutput, select
-from rewarden.data import Text
 from rewarden.hf.batches import by_token_budget, make_batch
 from rewarden.hf.model.reward_model import Layout, RewardModel, RewardModelConfig
 from rewarden.hf.tokens import Limits, TokenGroup, tokenise
+from rewarden.messages import Text
 from rewarden.shaping import Shaping, nominal
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewarden.data import Text
 from rewarden.hf.scoring.ensemble import SharedProgress
 from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
+from rewarden.messages import Text
 
 
 @dataclass(frozen=True)
