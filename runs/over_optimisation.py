@@ -31,10 +31,10 @@ from rewarden.assets import DATA
 from rewarden.commands.align import align
 from rewarden.commands.options.align import Align
 from rewarden.core import Method
-from rewarden.data import Text
 from rewarden.files import read_rows
 from rewarden.lab.bundled import plain, quality
 from rewarden.lab.gold import TERMS, Quality
+from rewarden.messages import Text
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck
