@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from rewarden.lab.repetition import distinct_n, longest_repeated_block, seq_rep_n
+from rewarden.lab.repetition import distinct_n, seq_rep_n
 
 
 @pytest.mark.parametrize(
@@ -30,36 +28,6 @@ def test_what_was_said_before_counts_as_repeated() -> None:
     assert seq_rep_n(list("abcd"), 2, before=list("xabc")) == pytest.approx(2 / 3)
     assert seq_rep_n(list("abcd"), 2, before=list("da")) == 0
     assert seq_rep_n(list("abab"), 2, before=list("ab")) == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("", 0),
-        ("a", 0),
-        ("a b c", 0),
-        ("a b c a", 1 / 4),
-        ("a b c x a b c", 3 / 7),
-        ("a a a a a", 4 / 5),
-        ("a b a b a", 3 / 5),
-    ],
-)
-def test_longest_repeated_block(text: str, wanted: float) -> None:
-    assert longest_repeated_block(text.split()) == pytest.approx(wanted)
-
-
-def test_longest_repeated_block_equals_its_slow_twin() -> None:
-    source = random.Random(0)
-    for _ in range(100):
-        text = source.choices("abc", k=source.randrange(1, 14))
-        lengths = [
-            size
-            for size in range(1, len(text))
-            for left in range(len(text))
-            for right in range(left + 1, len(text) - size + 1)
-            if text[left : left + size] == text[right : right + size]
-        ]
-        assert longest_repeated_block(text) == max(lengths, default=0) / len(text)
 
 
 @pytest.mark.parametrize("measure", [distinct_n, seq_rep_n])

@@ -46,24 +46,6 @@ def seq_rep_n(tokens: Sequence[str], n: int = 4, *, before: Sequence[str] = ()) 
     return 1 - len(new) / len(grams) if grams else 0.0
 
 
-def longest_repeated_block(tokens: Sequence[str]) -> float:
-    """Length of the longest run of tokens that occurs at two places or more, as a share of the text; lower is better.
-
-    The two may overlap, so one token ten times over has a block of nine.
-
-    Returns:
-        From 0 (no token twice, or no tokens) to 1 - 1 / tokens.
-    """
-    low, high = 0, max(len(tokens) - 1, 0)
-    while low < high:  # where a run repeats, so does its beginning: bisection finds the longest
-        middle = (low + high + 1) // 2
-        if distinct_n(tokens, middle) < 1:
-            low = middle
-        else:
-            high = middle - 1
-    return low / len(tokens) if tokens else 0.0
-
-
 def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     if n < 1:
         raise ValueError(f"got n-grams of {n} tokens, expected at least 1; 4 is usual")
