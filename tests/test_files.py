@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rewarden.files import DataError, content_hash, read_rows, stem, write_text
+from rewarden import files
+from rewarden.files import ROW_BYTES, DataError, content_hash, memory, read_rows, shown, stem, write_rows, write_text
 
 ROWS = [{"chosen": "a", "rejected": "b"}, {"chosen": "ü\u2028c", "rejected": "d", "margin": 1.5}]
 
@@ -104,6 +106,7 @@ def test_reads_no_further_than_asked(tmp_path):
         (b"null\n", "row 1: a JSON NoneType, 'null'; expected"),
         (b'{"a": 1}\n{"a": "\xfc"}\n', r"row 2: byte 8 of this line \(0xfc\) is not UTF-8; .*Save the file as UTF-8"),
         (b"[" * 200_000, r"row 1: invalid JSON \(.*recursion.*\) in '\[{60}'"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', r"row 1: invalid JSON \(the key 'b' stands twice\) in"),
         (b'{"a": ' + b"9" * 5000 + b"}", r"row 1: invalid JSON \(.*digits.*\) in '.{60}'"),
         ('{"a": 1}'.encode("utf-16"), r"row 1: byte 1 of this line \(0xff\) is not UTF-8"),
     ],
@@ -168,6 +171,73 @@ def test_folder_and_unknown_ending(tmp_path):
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"pairs.csv: unknown file ending; expected a file ending in .jsonl, .*Convert"):
         read_rows(_write(tmp_path / "pairs.csv", b"chosen,rejected\n"))
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.parquet", "pairs"])
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for read in (read_rows, content_hash):
+        with pytest.raises(DataError, match=rf"{name}: this is a pipe"):
+            read(tmp_path / name)
+    (tmp_path / "link.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"link.jsonl: this is a pipe, a socket or a device; .*Save its content"):
+        read_rows(tmp_path / "link.jsonl")
+
+
+def test_a_row_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"a": 1}\n{"a": "')
+        for _ in range(66):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb.jsonl.gz, row 2: the row is longer; expected at most 64 MiB in a row"):
+        list(read_rows(path))
+    assert tracemalloc.get_traced_memory()[1] < 3 * ROW_BYTES
+    tracemalloc.stop()
+    # One text, stored once, stands in a thousand rows of Parquet.
+    monkeypatch.setattr(files, "ROW_BYTES", 1000)
+    for size, fits in ((900, True), (1100, False)):
+        column = pyarrow.array(["x" * size] * 300)
+        pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "bomb.parquet")
+        if fits:
+            assert [len(row["a"]) for _, row in read_rows(tmp_path / "bomb.parquet")] == [900] * 300
+        else:
+            with pytest.raises(DataError, match=r"bomb.parquet, row 1: the row is longer"):
+                list(read_rows(tmp_path / "bomb.parquet"))
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet", "pairs.jsonl.gz"])
+def test_files_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch, name):
+    write_rows(tmp_path / name, [{"a": f"{number:0100}"} for number in range(100)])
+    assert 0 < memory() < 2**50
+    monkeypatch.setattr(files, "memory", lambda: 1000.0)
+    with pytest.raises(DataError, match=r"the rows take .*GiB, and 0.0 GiB of memory are free; .*Split the file"):
+        list(read_rows(tmp_path / name))
+    if not name.endswith(".gz"):  # what it unpacks to is known only while it is read
+        with pytest.raises(DataError, match="Split the file"):
+            read_rows(tmp_path / name)
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    for name, names, values in (("top", ["a", "a"], [1]), ("inner", ["a", "b"], [{"c": 1}])):
+        column = pyarrow.array(values)
+        if name == "inner":
+            column = pyarrow.StructArray.from_arrays([column, column], names=["c", "c"])
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column, column], names=names), path)
+        message = 'there are 2 columns "a"' if name == "top" else 'two fields of "a" are "c"'
+        with pytest.raises(DataError, match=rf"{name}.parquet: {message}; expected one of each name"):
+            list(read_rows(path))
+
+
+def test_names_and_values_do_not_steer_the_terminal(tmp_path):
+    path = _write(tmp_path / "a\x1b[31m.jsonl", '{"\x1b]0;x": 1}\n["\u202ered"]\n'.encode())
+    with pytest.raises(DataError) as caught:
+        list(read_rows(path))
+    assert str(caught.value).isprintable()
+    assert r"a\x1b[31m.jsonl, row 1: invalid JSON" in str(caught.value)
+    assert shown("tab\tü\u202e 日本") == r"tab\tü\u202e 日本"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rewarden.dataframes import as_row, plain, table_rows
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 """Endings of the files that are read; each line of a JSON Lines file is one row."""
@@ -24,13 +27,22 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:.+)?")
 _OTHER_FILES = (".json", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zip", ".zst", ".bz2", ".xz", ".feather", ".pkl")
 
 
+ROW_BYTES = 64 << 20
+"""What a row may take: more is no text to train on, but a damaged file, or one that unpacks without end."""
+
+
 class DataError(ValueError):
     """Data that cannot be used; the message says where, what was found, what was expected, and what to do."""
 
     @classmethod
     def at(cls, where: str, got: str, expected: str, action: str) -> DataError:
-        """The error for `got` at `where`, for example "pairs.jsonl, row 17"."""
-        return cls(f"{where}: {got}; expected {expected}. {action}")
+        """The error for `got` at `where`, for example "pairs.jsonl, row 17"; one line, fit for a terminal."""
+        return cls(shown(f"{where}: {got}; expected {expected}. {action}"))
+
+
+def shown(text: str) -> str:
+    """A text with line breaks, escape sequences and direction marks as escapes: data must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def read_rows(source: Source, *, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -50,11 +62,14 @@ def read_rows(source: Source, *, split: str = "train") -> Iterator[tuple[str, di
     """
     path = _file(source)
     if path is not None:
+        _refuse_larger_than_memory(path)
         return _some(str(path), _parquet(path) if path.suffix.lower() == ".parquet" else _json_lines(path))
     if isinstance(source, str | os.PathLike):
         dataset_id, _, own_split = os.fspath(source).partition(":")
         name = f"{dataset_id}:{own_split or split}"
         return _some(name, _objects(name, _from_hub(dataset_id, own_split or split)))
+    if (table := table_rows(source)) is not None:
+        return _some("data", _objects("data", table))
     # A generator could be read once only: the second of load_pairs and content_hash would find it empty.
     if isinstance(source, Iterator | Mapping | bytes) or not isinstance(source, Iterable):
         hint = "Name one of its splits." if isinstance(source, Mapping) else "Pass list(rows) or a datasets.Dataset."
@@ -104,6 +119,7 @@ def _file(source: Source) -> Path | None:
     accepted = f"a file ending in {', '.join(SUFFIXES)}"
     if path.is_dir():
         raise DataError.at(str(path), "this is a folder", accepted, "Name the file inside it.")
+    refuse_special(path)
     if path.exists():
         if not readable:
             raise DataError.at(str(path), "unknown file ending", accepted, "Convert the file, or rename it.")
@@ -113,6 +129,44 @@ def _file(source: Source) -> Path | None:
         return None
     wanted = f'{accepted}, or a dataset on the hub ("owner/name" or "owner/name:split")'
     raise DataError.at(os.fspath(source), "there is no such file", wanted, f"Check the path; this is {Path.cwd()}.")
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device in place of a file: data is read more than once, and opening one may wait.
+
+    Raises:
+        DataError: `path` is there and no regular file.
+    """
+    if path.exists() and not path.is_file():
+        got = "this is a pipe, a socket or a device"
+        raise DataError.at(
+            str(path), got, "a file, as data is read more than once", "Save its content to a file first."
+        )
+
+
+def _refuse_larger_than_memory(path: Path) -> None:
+    """Say so at once where the rows of a file cannot be held; of gzip the size is known only while it is read."""
+    size, limit = path.stat().st_size, memory()
+    if path.suffix.lower() == ".parquet":
+        size = max(size, _parquet_bytes(path))
+    if size > limit:
+        raise _too_large(str(path), f"{size / 2**30:.1f}", limit)
+
+
+def _too_large(where: str, size: str, limit: float) -> DataError:
+    got = f"the rows take {size} GiB, and {limit / 2**30:.1f} GiB of memory are free"
+    return DataError.at(where, got, "data that fits in memory", "Split the file, or use a machine with more memory.")
+
+
+def memory() -> float:
+    """Bytes that this process may still take; infinite where the system does not say."""
+    limits = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        limits.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
+    with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit of its own
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def _some(name: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,11 +179,12 @@ def _some(name: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tup
 
 
 def _objects(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(rows, start=1):
+    for number, item in enumerate(rows, start=1):
+        row = as_row(item)
         if not isinstance(row, Mapping):
             got = f"this is a {type(row).__name__}"
             raise DataError.at(f"{name}, row {number}", got, "a dict from column to value", "Pass one dict a row.")
-        yield f"{name}, row {number}", dict(row)
+        yield f"{name}, row {number}", plain(row)
 
 
 def _from_hub(dataset_id: str, split: str) -> Iterable[Any]:
@@ -159,17 +214,28 @@ def _opened(path: Path, *, compressed: bool) -> Iterator[Any]:
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path, compressed=path.suffix.lower() == ".gz") as stream:
         # Lines are split as bytes: str.splitlines would also split at U+2028, which JSON allows inside a string.
-        for number, line in enumerate(stream, start=1):
+        size, limit = 0, memory()
+        for number, line in enumerate(iter(lambda: stream.readline(ROW_BYTES + 1), b""), start=1):
+            where = f"{path}, row {number}"
+            size += len(line)
+            if len(line) > ROW_BYTES:
+                raise _too_long(where)
+            if size > limit:
+                raise _too_large(where, f"more than {size / 2**30:.1f}", limit)
             raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if raw.strip():
-                where = f"{path}, row {number}"
                 yield where, _json_object(raw, where)
+
+
+def _too_long(where: str) -> DataError:
+    expected = f"at most {ROW_BYTES >> 20} MiB in a row"
+    return DataError.at(where, "the row is longer", expected, "Check how the data was written: one row a line.")
 
 
 def _json_object(raw: bytes, where: str) -> dict[str, Any]:
     expected = "one whole JSON object per line"
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         got = f"byte {error.start + 1} of this line (0x{raw[error.start]:02x}) is not UTF-8"
         raise DataError.at(where, got, "UTF-8 text", "Save the file as UTF-8.") from error
@@ -183,6 +249,26 @@ def _json_object(raw: bytes, where: str) -> dict[str, Any]:
     return row
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _parquet_bytes(path: Path) -> int:
+    """What a Parquet file unpacks to, by its own account; 0 if it has none that can be read."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError):
+        return 0  # reading it says what is wrong
+    return sum(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
@@ -190,13 +276,35 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            _refuse_twins(table.schema_arrow, str(path), "column")
+            for batch in table.iter_batches(batch_size=128):
+                # One by one where a row may be too long: a text that stands once in the file can stand in every row.
+                step = 1 if batch.nbytes > ROW_BYTES else len(batch)
+                for piece in (batch.slice(start, step) for start in range(0, len(batch), step)):
+                    if step == 1 and piece.nbytes > ROW_BYTES:
+                        raise _too_long(f"{path}, row {number + 1}")
+                    for row in piece.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         got = f"not readable as Parquet after row {number} ({' '.join(str(error).split())[:200]})"
         raise DataError.at(str(path), got, "a whole Parquet file", "Write or download it again.") from error
+
+
+def _refuse_twins(fields: Iterable[Any], path: str, kind: str) -> None:
+    """Refuse columns of one name, of which a dict would hold the last alone; also inside nested ones."""
+    names = []
+    for field in fields:
+        names.append(field.name)
+        inner = [field.type.field(number) for number in range(field.type.num_fields)]
+        _refuse_twins(inner, path, f'"{field.name}"')
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        got = (
+            f'there are {names.count(twice)} columns "{twice}"'
+            if kind == "column"
+            else f'two fields of {kind} are "{twice}"'
+        )
+        raise DataError.at(path, got, "one of each name", "Rename or drop one.")
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, types: Mapping[str, Any] | None = None) -> None:

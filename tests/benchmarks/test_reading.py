@@ -1,9 +1,11 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from rewarden.benchmarks import reading
 from rewarden.benchmarks.reading import BenchmarkRow, benchmark_rows, one_of, short_name
 from rewarden.files import DataError
 
@@ -92,3 +94,15 @@ def test_one_of_takes_the_longest_beginning_and_names_the_known_ones():
 @pytest.mark.parametrize("ending", ["", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet"])
 def test_short_name(ending):
     assert short_name(Path(f"folder/chat.v1{ending}")) == "chat.v1"
+
+
+def test_pipes_and_arrays_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe.json: this is a pipe"):
+        benchmark_rows(tmp_path / "pipe.json", split="test", pick=list)
+    monkeypatch.setattr(reading, "_ARRAY_BYTES", 100)
+    for name in ("long.json", "long.json.gz"):
+        content = json.dumps([{"a": "x" * 100}]).encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        with pytest.raises(DataError, match=rf"{name}: the array is longer"):
+            benchmark_rows(tmp_path / name, split="test", pick=list)

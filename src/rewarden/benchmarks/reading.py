@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewarden.files import SUFFIXES, DataError, Source, read_rows
+from rewarden.files import SUFFIXES, DataError, Source, read_rows, refuse_special
 
+_ARRAY_BYTES = 1 << 30  # read at once; more is a file that unpacks without end
 _JSON = (".json", ".json.gz")
 
 Pick = Callable[[list[Path]], list[Path]]
@@ -135,9 +136,18 @@ def _array(path: Path) -> Iterator[BenchmarkRow]:
 
 
 def _json(path: Path) -> Any:
+    refuse_special(path)
     try:
-        raw = path.read_bytes()
-        return json.loads((gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode("utf-8-sig"))
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            raw = stream.read(_ARRAY_BYTES + 1)
+        if len(raw) > _ARRAY_BYTES:
+            action = "Write one object a line, and end the name in .jsonl."
+            raise DataError.at(
+                str(path), "the array is longer", f"at most {_ARRAY_BYTES >> 20} MiB in an array", action
+            )
+        return json.loads(raw.decode("utf-8-sig"))
+    except DataError:
+        raise
     except OSError as error:  # gzip's own errors are of this kind as well
         reason = error.strerror or str(error)
         raise DataError.at(str(path), f"cannot read ({reason})", "a readable file", "Check the path.") from error
