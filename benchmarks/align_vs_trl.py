@@ -32,6 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from rewarden.align.rewards.judges import Judges
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -43,7 +44,6 @@ from transformers import (
 
 from rewarden.align import logs
 from rewarden.align.loop import Run
-from rewarden.align.rewards.judges import Judges
 from rewarden.align.rollouts import RolloutSampler
 from rewarden.align.update import Passes, Table, Targets, Updater
 from rewarden.assets import DATA, resolve

@@ -201,8 +201,8 @@ class Bell(Monitor):
 
 
 def with_bell(run, *steps, stops=True):
-    run.watch = MonitorSet({"bell": Bell(*steps)})
-    run.watch.start(None)
+    run.monitors = MonitorSet({"bell": Bell(*steps)})
+    run.monitors.start(None)
     run.plan = replace(run.plan, stop_on="bell" if stops else None)
     return run
 
@@ -236,13 +236,13 @@ def test_without_stopping_the_best_stays_that_before_the_first_alarm(policy, tmp
     assert run.step == 6
     assert run.best_step() == 2
     assert checkpoints.steps_saved(tmp_path / "run") == [2, 6]
-    assert run.watch.first.step == 4
+    assert run.monitors.first.step == 4
 
 
 def test_a_stopped_run_stays_stopped(policy, tmp_path, monkeypatch):
     """Resumed with the same wish it does not go on; without the wish it does."""
     with_bell(built(policy, tmp_path / "run", steps=5), 2)()
-    monkeypatch.setattr(align_run.align_rewards, "watch", lambda *_: MonitorSet({"bell": Bell(2)}))
+    monkeypatch.setattr(align_run.align_rewards, "monitors", lambda *_: MonitorSet({"bell": Bell(2)}))
     again = built(policy, tmp_path / "run", steps=5, resume=True)
     assert again.step == 2
     again.plan = replace(again.plan, stop_on="bell")
@@ -323,10 +323,13 @@ def test_an_interruption_between_updates_saves(policy, tmp_path):
     run = built(policy, tmp_path / "run")
     run.advance()
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+    class Interrupted:
+        record, has_latents = {}, False
 
-    run.judges = replace(run.judges, source=interrupted)
+        def __call__(self, *_):
+            raise KeyboardInterrupt
+
+    run.pipeline = replace(run.pipeline, source=Interrupted())
     with pytest.raises(KeyboardInterrupt):
         run()
     assert checkpoints.steps_saved(tmp_path / "run") == [1]
@@ -384,7 +387,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(policy, tmp_path):
         {"algorithm": "grpo", "lora": True, "lora_rank": 2, "kl_weight": 0.1},
         {"whiten": True, "reward_clip": 0.5, "length_penalty": 0.01},
     ],
-    ids=["ppo", "lora", "payment"],
+    ids=["ppo", "lora", "reward pipeline"],
 )
 def test_a_run_in_pieces_ends_as_one_in_one_piece(changes, policy, tmp_path):
     runs.run(policy, tmp_path / "whole", steps=4, **changes)

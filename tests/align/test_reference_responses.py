@@ -10,13 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewarden.align import reference_responses
 from rewarden.align.prompts import Prompt, prompts_of_step
+from rewarden.align.rewards.sources import Scores
 from rewarden.align.rollouts import Rollouts, RolloutSampler
 from rewarden.core import RewardOutput
 from rewarden.hf.generation.token_choice import Sampling
 from rewarden.monitors.mahalanobis import fit_reference
 
 from .test_policy import SIZES
-from .test_rollouts import tokens_of
 
 IDS = [[5, 6, 7], [200, 20, 8, 9], [44], [7, 6, 5]]
 PROMPTS = [Prompt(f"prompt {number}", number + 1, "ab"[number % 2], {}) for number in range(len(IDS))]
@@ -55,21 +55,24 @@ def test_of_more_prompts_than_responses_an_even_selection_is_answered() -> None:
     assert reference_responses.prompts_for(100, 1000, 4, 20, 6) != found
 
 
-class Judges:
-    """Rewards, latents and endogenous rewards made of lengths and texts."""
+class Source:
+    """Rewards and latents made of texts; latents and uncertainties may be missing."""
 
     def __init__(self, *, has_latents: bool = True) -> None:
-        self.has_latents, self.asked = has_latents, 0
+        self.has_latents = has_latents
 
-    def judged(self, rollouts: Rollouts) -> SimpleNamespace:
-        self.asked += 1
-        length = rollouts.length.float()
-        ends = torch.tensor([float(tokens[-1]) for tokens in tokens_of(rollouts)])
+    def __call__(self, prompts: list, completions: list, extras: list) -> Scores:
+        assert len(prompts) == len(completions) == len(extras)
+        length = torch.tensor([float(len(text)) for (text,) in completions])
+        ends = torch.tensor([float(ord(text[-1])) if text else 0.0 for (text,) in completions])
         latent = torch.stack([length, ends, length * ends % 7], dim=-1) if self.has_latents else None
-        return SimpleNamespace(output=RewardOutput(length * 0.5 - ends, latent=latent))
+        spread = length / 2 if self.has_latents else None
+        return Scores(RewardOutput(length * 0.5 - ends, spread, latent=latent), None)
 
-    def completed(self, _rollouts: Rollouts, output: RewardOutput) -> SimpleNamespace:
-        return SimpleNamespace(endogenous=output.reward * 2 if self.has_latents else None)
+
+def lengths_in_nats(prompts: list, texts: list) -> list:
+    """An endogenous scorer."""
+    return [[SimpleNamespace(reward=2.0 * len(text)) for text in group] for group in texts]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +86,14 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture
 def sample(tokenizer, model, tmp_path):
-    """sample(judges): sample and store, with groups of three in the writer."""
+    """sample(source): sample, score and store, with groups of three in the sampler."""
     writer = RolloutSampler(tokenizer, Sampling(6, temperature=1.0), group_size=3, seed=11, max_rows=5)
 
-    def one(judges: Judges) -> Rollouts:
-        reference_responses.sample_and_store(tmp_path, judges, PROMPTS, IDS, writer, model, PLACES)
+    def one(source: Source) -> Rollouts:
+        rollouts = reference_responses.sample(PROMPTS, IDS, PLACES, writer, model)
+        endogenous = lengths_in_nats if source.has_latents else None
+        found = reference_responses.score(rollouts, PLACES, source, endogenous)
+        reference_responses.store(tmp_path, rollouts, found)
         single = RolloutSampler(tokenizer, Sampling(6, temperature=1.0), group_size=1, seed=11, max_rows=64)
         return single(model, [PROMPTS[i] for i in PLACES], [IDS[i] for i in PLACES], step=0)
 
@@ -97,21 +103,23 @@ def sample(tokenizer, model, tmp_path):
 @pytest.mark.parametrize("has_latents", [True, False])
 def test_responses_come_back_as_they_were_stored(has_latents: bool, sample, tmp_path) -> None:
     assert reference_responses.load(tmp_path) is None
-    judges = Judges(has_latents=has_latents)
-    written = sample(judges)  # one response for every place, with the random numbers of step 0
+    source = Source(has_latents=has_latents)
+    written = sample(source)  # one response for every place, with the random numbers of step 0
     found = reference_responses.load(tmp_path)
-    output = Judges(has_latents=has_latents).judged(written).output
+    output = source(*([None] * 8, written.texts, [{}] * 8)).output
     assert found.prompt.tolist() == PLACES
     assert torch.equal(found.length, written.length)
     assert torch.equal(found.reward, output.reward)
     assert (found.latent is None) != has_latents and (found.endogenous is None) != has_latents
+    assert (found.uncertainty is None) != has_latents
     rows = parquet.read_table(tmp_path / "reference" / "responses.parquet").to_pylist()
     assert [row["prompt"] for row in rows] == [f"prompt {place}" for place in PLACES]
     assert [row["completion"] for row in rows] == [text for group in written.texts for text in group]
     assert [row["reward"] for row in rows] == output.reward.tolist()
     assert {row["step"] for row in rows} == {0} and [row["group"] for row in rows] == list(range(8))
     if has_latents:
-        assert torch.equal(found.latent, output.latent) and torch.equal(found.endogenous, output.reward * 2)
+        assert torch.equal(found.latent, output.latent) and torch.equal(found.uncertainty, output.uncertainty)
+        assert found.endogenous.tolist() == [2.0 * len(text) for (text,) in written.texts]
         fit = fit_reference(output.latent.double(), covariance="ledoit-wolf")
         gaps = output.latent.double() - fit.mean
         expected = (gaps @ fit.precision * gaps).sum(-1).sqrt()
@@ -142,19 +150,25 @@ def test_half_written_responses_are_not_there(moment: str, sample, tmp_path, mon
 
         patch.setattr(owner, moment, killed)
         with pytest.raises(Killed):
-            sample(Judges())
+            sample(Source())
     assert reference_responses.load(tmp_path) is None
-    written = sample(Judges())
+    written = sample(Source())
     assert torch.equal(reference_responses.load(tmp_path).length, written.length)
     assert not list((tmp_path / "reference").glob(".*"))
 
 
 def test_what_monitors_and_prompt_classes_are_told() -> None:
     found = reference_responses.Responses(
-        torch.tensor([1, 0, 3]), torch.tensor([4, 5, 6]), torch.tensor([0.5, 1.0, 2.0]), torch.eye(3), None
+        torch.tensor([1, 0, 3]),
+        torch.tensor([4, 5, 6]),
+        torch.tensor([0.5, 1.0, 2.0]),
+        torch.eye(3),
+        None,
+        torch.tensor([0.1, 0.2, 0.3]),
     )
     rollout = found.rollout()
     assert rollout.step == 0 and rollout.kl.tolist() == [0, 0, 0]
     assert rollout.reward is found.reward and rollout.length is found.length
     assert rollout.latent is found.latent and rollout.prompt is found.prompt
+    assert rollout.uncertainty is found.uncertainty
     assert reference_responses.classes_of(found, PROMPTS) == ["b", "a", "b"]

@@ -9,57 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rewarden.align.rewards.pipeline import Paid
+from rewarden.align.gather import Gather
+from rewarden.align.rewards.pipeline import Rewards
 from rewarden.align.rollouts import Rollouts
 from rewarden.align.update import Passes, Updated
-from rewarden.core import RewardOutput
 from rewarden.files import write_rows
-from rewarden.rl.advantages import whiten
 
 METRICS = "metrics.jsonl"
 
 
-class Everyone:
-    """The rows of all processes, in the order of the processes; in a single process just its own."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """Rows of all processes, on the CPU."""
-        if self.accelerator.num_processes == 1:
-            return values
-        return self.accelerator.gather(values.to(self.accelerator.device).contiguous()).cpu()
-
-    def sum(self, number: float) -> float:
-        """The sum of a number over the processes."""
-        return float(self(torch.tensor([number], dtype=torch.float64)).sum())
-
-    def rows(self, rows: list[Any]) -> list[Any]:
-        """Objects of all processes."""
-        return rows if self.accelerator.num_processes == 1 else gather_object(rows)
-
-    def whitened(
-        self, values: Float[Tensor, "rows longest"], mask: Bool[Tensor, "rows longest"]
-    ) -> Float[Tensor, "rows longest"]:
-        """`rewarden.rl.advantages.whiten` with the statistics of all processes."""
-        rows, width = values.shape
-        widest = int(self(torch.tensor([width])).max())
-        padded = [torch.nn.functional.pad(each, (0, widest - width)) for each in (values, mask)]
-        found = whiten(self(padded[0]), self(padded[1]))
-        start = self.accelerator.process_index * rows
-        return found[start : start + rows, :width]
-
-
 def step_metrics(
-    everyone: Everyone,
+    gather: Gather,
     step: int,
-    paid: Paid,
+    rewards: Rewards,
     kl: Tensor,
     rollouts: Rollouts,
     passes: Passes,
@@ -71,11 +35,11 @@ def step_metrics(
     "kl" is the mean over completions of log pi - log reference, summed over tokens: nats per completion. "entropy" is estimated
     from the sampled tokens, as the mean of -log pi: nats per token.
     """
-    names = list(paid.components)
+    names = list(rewards.components)
     written = passes.old.masked_fill(~passes.mask, 0).sum(-1)
-    seen = (paid.reward, kl, rollouts.length, rollouts.is_truncated, written, *paid.components.values())
+    seen = (rewards.reward, kl, rollouts.length, rollouts.is_truncated, written, *rewards.components.values())
     table = torch.stack([each.double() for each in seen], dim=-1)
-    whole = everyone(table)
+    whole = gather(table)
     mean = whole.mean(0).tolist()
     return {
         "step": step,
@@ -85,34 +49,34 @@ def step_metrics(
         "entropy": -float(whole[:, 4].sum() / whole[:, 2].sum()),
         "length": mean[2],
         "truncated": mean[3],
-        "loss": everyone.sum(updated.loss),
-        "policy_loss": everyone.sum(updated.policy_loss),
-        **({} if passes.value is None else {"value_loss": everyone.sum(updated.value_loss)}),
-        "clip_fraction": everyone.sum(updated.clipped),
+        "loss": gather.sum(updated.loss),
+        "policy_loss": gather.sum(updated.policy_loss),
+        **({} if passes.value is None else {"value_loss": gather.sum(updated.value_loss)}),
+        "clip_fraction": gather.sum(updated.clipped),
         "grad_norm": updated.grad_norm,
         "lr": lr,
     }
 
 
-def limits_met(everyone: Everyone, paid: Paid, cut: int) -> dict[str, float]:
+def limits_met(gather: Gather, rewards: Rewards) -> dict[str, float]:
     """Shares of completions that met a limit.
 
     "clipped": the reward lay outside the clip range. "cut_by_reward": the reward model read only a part, because prompt and
     completion are longer than its limits.
     """
-    clipped = everyone(paid.is_clipped)
-    return {"clipped": float(clipped.double().mean()), "cut_by_reward": everyone.sum(cut) / len(clipped)}
+    clipped = gather(rewards.is_clipped)
+    return {"clipped": float(clipped.double().mean()), "cut_by_reward": gather.sum(rewards.cut) / len(clipped)}
 
 
-def columns(paid: Paid, output: RewardOutput, kl: Tensor, advantage: Tensor, mask: Tensor) -> dict[str, Tensor | None]:
+def columns(rewards: Rewards, kl: Tensor, advantage: Tensor, mask: Tensor) -> dict[str, Tensor | None]:
     """The numbers that are kept of every completion; of token advantages their mean."""
     if advantage.ndim == 2:
         advantage = advantage.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)
     return {
-        "reward": paid.reward,
-        **{f"reward_{name}": value for name, value in paid.components.items()},
-        "uncertainty": output.uncertainty,
-        "latent_distance": paid.raw.get("latent_distance"),
+        "reward": rewards.reward,
+        **{f"reward_{name}": value for name, value in rewards.components.items()},
+        "uncertainty": rewards.output.uncertainty,
+        "latent_distance": rewards.raw.get("latent_distance"),
         "kl": kl,
         "advantage": advantage,
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rewarden.align import checkpoints, logs
-from rewarden.align.agreement import all_or_none, on_main
+from rewarden.align.agreement import on_main
+from rewarden.align.gather import Gather
+from rewarden.align.held_out import HeldOut
 from rewarden.align.policy import Policy, ReferencePolicy, SamplingCopy
 from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.r2m.feedback import FeedbackReward
 from rewarden.align.r2m.retraining_steps import RetrainingSteps, rewarded_groups
 from rewarden.align.rewards.functions import RewardError
-from rewarden.align.rewards.judges import Judges
-from rewarden.align.rewards.pipeline import Paid
-from rewarden.align.rewards.sources import Judged
-from rewarden.align.rollouts import HELD_OUT, Rollouts, RolloutSampler, kept_rows
+from rewarden.align.rewards.pipeline import RewardPipeline, Rewards
+from rewarden.align.rewards.sources import Scores
+from rewarden.align.rollouts import Rollouts, RolloutSampler, kept_rows
 from rewarden.align.update import Passes, Table, Targets, Updater
 from rewarden.core import RewardOutput
 from rewarden.methods.policy_feedback import PolicyStates
@@ -71,16 +72,15 @@ class Run:
     optimizer: torch.optim.Optimizer
     updater: Updater
     writer: RolloutSampler
-    judges: Judges
-    watch: MonitorSet
+    pipeline: RewardPipeline
+    monitors: MonitorSet
     reference: ReferencePolicy
     sampling: SamplingCopy
     prompts: Sequence[Prompt]
     ids: Sequence[Sequence[int]]
     """Token ids of the prompts."""
     kl_weight: float
-    held_out: Sequence[Prompt] = ()
-    held_out_ids: Sequence[Sequence[int]] = ()
+    held_out: HeldOut | None = None
     feedback: FeedbackReward | None = None
     retraining: RetrainingSteps | None = None
     step: int = 0
@@ -135,7 +135,7 @@ class Run:
         if self.unlogged is not None:
             self._conclude(self.unlogged)
         if self.step == 0:
-            if self.judges.gold is not None and self.best_gold is None:
+            if self.held_out is not None and self.held_out.gold is not None and self.best_gold is None:
                 self._evaluate()
             self._save_if_new()
 
@@ -143,7 +143,7 @@ class Run:
     def is_stopped(self) -> bool:
         """Whether the monitor that may end the run has raised its alarm at the last step; seen from its state alone."""
         name = self.plan.stop_on
-        return name is not None and self.watch.monitors[name].report(self.watch.states[name]).alarm is not None
+        return name is not None and self.monitors.monitors[name].report(self.monitors.states[name]).alarm is not None
 
     def advance(self) -> dict[str, Any]:
         """One step with everything that belongs to it, and what it logged."""
@@ -155,7 +155,7 @@ class Run:
     def _conclude(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Evaluate, log and save after a step, where it is time to."""
         self.unlogged = metrics
-        if self._is_due(self.plan.eval_every) and self.held_out:
+        if self._is_due(self.plan.eval_every) and self.held_out is not None:
             metrics = metrics | self._evaluate()
         self._log(metrics)
         self.unlogged = None
@@ -187,32 +187,30 @@ class Run:
         if needs_old := self._needs_old():
             old, values, states = self.updater.old(self.wrapped, plan, shape)
         passes = Passes(mask, old, reference, values)
-        judged = all_or_none(self.accelerator, lambda: self.judges.judged(rollouts))
-        output = self._with_feedback(judged, states, step, first_group)
-        paid = self._paid(rollouts, output)
+        rewards = self._rewards(rollouts, self._reread(states, step, first_group))
         greedy = self._greedy_reward(step) if self.updater.algorithm.baseline == "greedy" else None
-        targets = self._targets(paid, passes, rollouts, greedy)
+        targets = self._targets(rewards, passes, rollouts, greedy)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr_of(step)
         updated = self.updater(
             self.accelerator, self.wrapped, self.optimizer, plan, passes, targets, step,
             keep_states=self.feedback is not None, is_first_look=not needs_old,
         )  # fmt: skip
-        metrics = self._update_feedback(judged, updated.states, output, step, first_group)
+        metrics = self._update_feedback(rewards, updated.states, step, first_group)
         kl = (passes.old - passes.reference).masked_fill(~mask, 0).sum(-1)
-        everyone = logs.Everyone(self.accelerator)
-        values_seen, alarms = self.watch.look(self._rollout(step, paid, kl, rollouts, judged, first_group, everyone))
+        gather = Gather(self.accelerator)
+        values_seen, alarms = self.monitors.look(self._rollout(step, rewards, kl, rollouts, first_group, gather))
         metrics = (
-            logs.step_metrics(everyone, step, paid, kl, rollouts, passes, updated, self.plan.lr_of(step)) | metrics
+            logs.step_metrics(gather, step, rewards, kl, rollouts, passes, updated, self.plan.lr_of(step)) | metrics
         )
-        metrics |= logs.limits_met(everyone, paid, judged.cut) | values_seen
+        metrics |= logs.limits_met(gather, rewards) | values_seen
         if alarms:
             metrics["alarm"] = " ".join(alarm.sentence for alarm in alarms)
-        columns = logs.columns(paid, output, kl, targets.advantage, mask)
+        columns = logs.columns(rewards, kl, targets.advantage, mask)
         rows = kept_rows(rollouts, step=step, first_group=first_group, columns=columns)
-        logs.write_rollouts(self.folder, step, everyone.rows(rows), is_main=self.accelerator.is_main_process)
+        logs.write_rollouts(self.folder, step, gather.objects(rows), is_main=self.accelerator.is_main_process)
         if self.retraining is not None:
-            groups = everyone.rows(rewarded_groups(rollouts, output.reward))
+            groups = gather.objects(rewarded_groups(rollouts, rewards.output.reward))
             metrics |= {f"retraining/{key}": value for key, value in self.retraining(step, groups).items()}
         metrics["seconds"] = time.perf_counter() - started
         return metrics
@@ -235,40 +233,39 @@ class Run:
         charges_before = algorithm.kl_in == "reward" and self.kl_weight > 0
         return self.updater.updates > 1 or algorithm.has_values or charges_before or self.feedback is not None
 
-    def _with_feedback(self, judged: Judged, states: PolicyStates | None, step: int, first_group: int) -> RewardOutput:
-        """The reward model's output, read together with the policy's hidden states where that is asked for.
+    def _reread(
+        self, states: PolicyStates | None, step: int, first_group: int
+    ) -> Callable[[Scores], RewardOutput] | None:
+        """Reads the reward together with the policy's hidden states, where that is asked for."""
+        feedback = self.feedback
+        if feedback is None or states is None:
+            return None
 
-        Latents stay those of the reward model alone: the reference responses have no others.
-        """
-        if self.feedback is None or states is None or judged.embedding is None:
-            return judged.output
-        first_row = first_group * self.writer.group_size
-        found = self.feedback.score(judged.embedding, states, step, first_row=first_row)
-        return found._replace(latent=judged.output.latent)
+        def reread(scores: Scores) -> RewardOutput:
+            assert scores.embedding is not None
+            return feedback.score(scores.embedding, states, step, first_row=first_group * self.writer.group_size)
+
+        return reread
 
     def _update_feedback(
-        self, judged: Judged, states: PolicyStates | None, output: RewardOutput, step: int, first_group: int
+        self, rewards: Rewards, states: PolicyStates | None, step: int, first_group: int
     ) -> dict[str, Any]:
-        if self.feedback is None or states is None or judged.embedding is None:
+        if self.feedback is None or states is None or rewards.embedding is None:
             return {}
-        annotated = output.reward.view(-1, self.writer.group_size)
+        annotated = rewards.output.reward.view(-1, self.writer.group_size)
         first_row = first_group * self.writer.group_size
-        found = self.feedback.update(judged.embedding, states, annotated, step, first_row=first_row)
+        found = self.feedback.update(rewards.embedding, states, annotated, step, first_row=first_row)
         return {f"r2m/{key}": value for key, value in found.items()}
 
-    def _paid(self, rollouts: Rollouts, output: RewardOutput) -> Paid:
-        """What the policy is paid; whitening, which looks at all processes, comes after all have found their rewards usable."""
-        completed = all_or_none(self.accelerator, lambda: self.judges.completed(rollouts, output))
-        paid = all_or_none(self.accelerator, lambda: self.judges.unwhitened(completed))
-        return self.judges.payment(completed) if self.judges.payment.whiten else paid
+    def _rewards(self, rollouts: Rollouts, reread: Callable[[Scores], RewardOutput] | None = None) -> Rewards:
+        return self.pipeline(rollouts.prompts, rollouts.texts, rollouts.length, rollouts.is_truncated, reread=reread)
 
     def _greedy_reward(self, step: int) -> Tensor:
         """What the greedy completions of the step's prompts are paid, (groups,)."""
         rollouts, _ = self._rollouts(self.writer.greedy(), step)
-        judged = all_or_none(self.accelerator, lambda: self.judges.judged(rollouts))
-        return self._paid(rollouts, judged.output).reward
+        return self._rewards(rollouts).reward
 
-    def _targets(self, paid: Paid, passes: Passes, rollouts: Rollouts, greedy: Tensor | None) -> Targets:
+    def _targets(self, rewarded: Rewards, passes: Passes, rollouts: Rollouts, greedy: Tensor | None) -> Targets:
         """Advantages, and returns where values are learned."""
         algorithm = self.updater.algorithm
         counts = ~rollouts.is_truncated if self.plan.mask_truncated else torch.ones_like(rollouts.is_truncated)
@@ -276,47 +273,42 @@ class Run:
         divergence = passes.old - passes.reference
         if algorithm.has_values:
             assert passes.value is not None
-            rewards = token_rewards(paid.reward, passes.mask, divergence, kl_weight=weight)
+            rewards = token_rewards(rewarded.reward, passes.mask, divergence, kl_weight=weight)
             found = algorithm.token_advantages(rewards, passes.value, passes.mask)
-            return Targets(
-                logs.Everyone(self.accelerator).whitened(found.advantages, passes.mask), found.returns, counts
-            )
-        rewards = kl_penalised(paid.reward, divergence, passes.mask, kl_weight=weight)
+            return Targets(Gather(self.accelerator).whitened(found.advantages, passes.mask), found.returns, counts)
+        rewards = kl_penalised(rewarded.reward, divergence, passes.mask, kl_weight=weight)
         grouped = algorithm.group_advantages(rewards.view(-1, self.writer.group_size), greedy)
         return Targets(grouped.flatten(), None, counts)
 
     def _rollout(
-        self,
-        step: int,
-        paid: Paid,
-        kl: Tensor,
-        rollouts: Rollouts,
-        judged: Judged,
-        first_group: int,
-        everyone: logs.Everyone,
+        self, step: int, rewards: Rewards, kl: Tensor, rollouts: Rollouts, first_group: int, gather: Gather
     ) -> Rollout:
         """The step's completions of all processes, as monitors see them."""
-        latent = judged.output.latent
+        latent, uncertainty = rewards.output.latent, rewards.output.uncertainty
         numbers = torch.arange(len(rollouts.groups)).repeat_interleave(self.writer.group_size) + first_group
         return Rollout(
             step=step,
-            reward=everyone(paid.reward),
-            kl=everyone(kl),
-            length=everyone(rollouts.length),
-            latent=None if latent is None else everyone(latent),
-            prompt=everyone(numbers),
+            reward=gather(rewards.reward),
+            kl=gather(kl),
+            length=gather(rollouts.length),
+            latent=None if latent is None else gather(latent),
+            uncertainty=None if uncertainty is None else gather(uncertainty),
+            prompt=gather(numbers),
         )
 
     def _evaluate(self) -> dict[str, float]:
         """One completion of every held-out prompt, and what it is worth; the first process writes and judges them."""
-        found = on_main(self.accelerator, lambda: self.judges.held_out(self._held_out_rollouts()))
+        held_out = self.held_out
+        assert held_out is not None
+
+        def worth() -> dict[str, float]:
+            rollouts = held_out.sample(self.writer, self.sampling.model(), self.step)
+            return held_out.worth(self.pipeline, rollouts)
+
+        found = on_main(self.accelerator, worth)
         if "gold" in found and (self.best_gold is None or found["gold"] > self.best_gold[1]):
             self.best_gold = (self.step, found["gold"])
         return {f"held_out/{key}": value for key, value in found.items()}
-
-    def _held_out_rollouts(self) -> Rollouts:
-        one = replace(self.writer, group_size=1)
-        return one(self.sampling.model(), self.held_out, self.held_out_ids, step=HELD_OUT + self.step)
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -331,7 +323,7 @@ class Run:
         if self.best_gold is not None:
             return self.best_gold[0]
         saved = checkpoints.steps_saved(self.folder)
-        good = last_good(saved, None if self.watch.first is None else self.watch.first.step)
+        good = last_good(saved, None if self.monitors.first is None else self.monitors.first.step)
         return saved[0] if good is None else good
 
     def _save_if_new(self) -> None:
@@ -346,13 +338,13 @@ class Run:
             parts = {
                 "policy": checkpoints.trained_weights(self.policy),
                 "optimizer": checkpoints.optimizer_tensors(self.optimizer),
-                "monitors": self.watch.tensors(),
+                "monitors": self.monitors.tensors(),
                 "feedback": {} if self.feedback is None else self.feedback.state(),
                 "reward": {} if self.retraining is None else self.retraining.tensors(),
             }
             state = {
                 "step": self.step,
-                "alarm": self.watch.first,
+                "alarm": self.monitors.first,
                 "best_gold": self.best_gold,
                 "recent": [] if self.retraining is None else self.retraining.record(),
                 "unlogged": self.unlogged,
@@ -364,7 +356,7 @@ class Run:
     def _worth_keeping(self) -> set[int]:
         """The best checkpoint as of now, and the one that would be if the next step raised the first alarm."""
         keep = {self.best_step()}
-        if self.best_gold is None and self.watch.monitors and self.watch.first is None:
+        if self.best_gold is None and self.monitors.monitors and self.monitors.first is None:
             keep |= {last_good(checkpoints.steps_saved(self.folder), self.step + 1) or 0}
         return keep
 
@@ -373,7 +365,7 @@ class Run:
         parts, state = checkpoints.load(self.folder, step)
         checkpoints.load_weights(self.policy, parts["policy"])
         checkpoints.load_optimizer(self.optimizer, parts["optimizer"])
-        self.watch.load(parts["monitors"], Alarm(*state["alarm"]) if state["alarm"] else None)
+        self.monitors.load(parts["monitors"], Alarm(*state["alarm"]) if state["alarm"] else None)
         if self.feedback is not None:
             self.feedback.load(parts["feedback"])
         if self.retraining is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewarden.align.prompts import Prompt, prompts_of_step
+from rewarden.align.rewards.components import Endogenous, endogenous_rewards
+from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
 from rewarden.files import write_rows
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
 from rewarden.monitors.monitor import Rollout
-
-if TYPE_CHECKING:
-    from rewarden.align.rewards.judges import Judges
 
 FOLDER = "reference"
 
@@ -39,6 +38,8 @@ class Responses(NamedTuple):
     """Latents, where the reward or the detector has them."""
     endogenous: Float[Tensor, " rows"] | None
     """Endogenous reward, where one is asked for."""
+    uncertainty: Float[Tensor, " rows"] | None = None
+    """One standard deviation in reward units, where the reward has it."""
 
     def rollout(self) -> Rollout:
         """What monitors start from; the starting policy has not moved, so its divergence is 0."""
@@ -48,6 +49,7 @@ class Responses(NamedTuple):
             kl=torch.zeros_like(self.reward),
             length=self.length,
             latent=self.latent,
+            uncertainty=self.uncertainty,
             prompt=self.prompt,
         )
 
@@ -87,9 +89,7 @@ def load(run: Path) -> Responses | None:
     if not path.exists():
         return None
     tensors = load_file(path)
-    return Responses(
-        tensors["prompt"], tensors["length"], tensors["reward"], tensors.get("latent"), tensors.get("endogenous")
-    )
+    return Responses(**{name: tensors.get(name) for name in Responses._fields})  # type: ignore[arg-type]
 
 
 def classes_of(responses: Responses, prompts: Sequence[Prompt]) -> list[str | None]:
@@ -97,24 +97,31 @@ def classes_of(responses: Responses, prompts: Sequence[Prompt]) -> list[str | No
     return [prompts[int(place)].prompt_class for place in responses.prompt]
 
 
-def sample_and_store(
-    run: Path,
-    judges: Judges,
+def sample(
     prompts: Sequence[Prompt],
     ids: Sequence[Sequence[int]],
-    writer: RolloutSampler,
-    model: PreTrainedModel,
     places: Sequence[int],
-) -> None:
-    """Sample one response for every entry of `places`, score it, and store it."""
-    one = replace(writer, group_size=1)
-    rollouts = one(model, [prompts[i] for i in places], [ids[i] for i in places], step=REFERENCE)
-    output = judges.judged(rollouts).output
-    responses = Responses(
+    sampler: RolloutSampler,
+    model: PreTrainedModel,
+) -> Rollouts:
+    """One response for every entry of `places`, the numbers of the prompts to answer; `ids` are the prompts' tokens."""
+    one = replace(sampler, group_size=1)
+    return one(model, [prompts[i] for i in places], [ids[i] for i in places], step=REFERENCE)
+
+
+def score(rollouts: Rollouts, places: Sequence[int], source: RewardSource, endogenous: Endogenous | None) -> Responses:
+    """What is kept of the responses.
+
+    Raises:
+        RewardError: When no usable reward comes back.
+    """
+    prompts = rollouts.prompts
+    output = source([each.text for each in prompts], rollouts.texts, [each.extra for each in prompts]).output
+    return Responses(
         torch.tensor(places),
         rollouts.length,
         output.reward,
         output.latent,
-        judges.completed(rollouts, output).endogenous,
+        None if endogenous is None else endogenous_rewards(endogenous, prompts, rollouts.texts),
+        output.uncertainty,
     )
-    store(run, rollouts, responses)

@@ -51,7 +51,7 @@ def ended(policy: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: F811
     args = options(policy, output, lora=True, lora_rank=2, save_every=1, keep_checkpoints=9, whiten=True)
     run, finish = align_run.build(args, reward=ascii_share, gold=None, prompts=ROWS)
     run()
-    run.watch.first = Alarm(3, "mop", "Ding.")
+    run.monitors.first = Alarm(3, "mop", "Ding.")
     return run, finish, finish(seconds=2.0, resumed_from=0)
 
 
@@ -114,12 +114,12 @@ def test_the_summary_is_what_was_logged(ended) -> None:
 )
 def test_the_best_and_why(first: Alarm | None, gold: tuple | None, expected: tuple, ended) -> None:
     run, finish, _ = ended
-    kept = run.watch.first, run.best_gold
-    run.watch.first, run.best_gold = first, gold
+    kept = run.monitors.first, run.best_gold
+    run.monitors.first, run.best_gold = first, gold
     try:
         finish.draft()
         assert json.loads((run.folder / "best.json").read_text()) == dict(
             zip(("step", "reason"), expected, strict=True)
         )
     finally:
-        run.watch.first, run.best_gold = kept
+        run.monitors.first, run.best_gold = kept

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ from accelerate import Accelerator
 from rewarden.align.policy import Policy
 from rewarden.align.prompts import Prompt
 from rewarden.align.reference_responses import Responses
-from rewarden.align.rewards.pipeline import Completed
-from rewarden.align.rewards.sources import FunctionSource, ModelSource
+from rewarden.align.rewards.detector import DetectedSource
+from rewarden.align.rewards.sources import FunctionSource, ModelSource, Scores
 from rewarden.commands.build import align_rewards
 from rewarden.core import RewardOutput
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
@@ -28,18 +30,20 @@ def models(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: reward_model(policy, folder / name, method) for name, method in kinds.items()}
 
 
-def judges(**changes: object) -> object:
-    return align_rewards.judges(options("p", Path("o"), **changes), None, None)
+def loaded(**changes: object) -> object:
+    return align_rewards.scorers(options("p", Path("o"), **changes), None, None)
 
 
-def test_who_judges(models: dict[str, str]) -> None:
-    found = judges(reward=models["plain"], detector=models["inform"], gold=models["brme"], held_out=2)
-    assert isinstance(found.source, ModelSource)
+def test_everything_that_is_asked(models: dict[str, str]) -> None:
+    found = loaded(reward=models["plain"], detector=models["inform"], gold=models["brme"], held_out=2)
+    assert isinstance(found.source, DetectedSource) and isinstance(found.source.source, ModelSource)
+    assert found.reward_model is found.source.source.scorer
     assert found.source.record["method"] == "BradleyTerry"
-    assert found.detector.has_latents
+    assert found.source.detector.record["method"] == "InfoBottleneck"
     assert found.gold.record["method"] == "BayesianEnsemble"
     assert found.endogenous is None
-    given = align_rewards.judges(options("p", Path("o"), reward_timeout=3.0), ascii_share, None)
+    given = align_rewards.scorers(options("p", Path("o"), reward_timeout=3.0), ascii_share, None)
+    assert given.reward_model is None
     assert given.source == FunctionSource(ascii_share, "ascii_share", 3.0)
 
 
@@ -50,9 +54,9 @@ def test_a_shaping_needs_members_before_anything_is_sampled(kind: str, shaping: 
     function = ascii_share if kind == "function" else None
     args = options("p", Path("o"), reward=models["plain"], **wish)
     with pytest.raises(ValueError, match=f"--shaping {shaping} and --reward .* needs a method with members"):
-        align_rewards.judges(args, function, None)
-    judges(reward=models["brme"], **wish)
-    judges(reward=f"{models['plain']}+{models['inform']}", **wish)
+        align_rewards.scorers(args, function, None)
+    loaded(reward=models["brme"], **wish)
+    loaded(reward=f"{models['plain']}+{models['inform']}", **wish)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +71,10 @@ def test_a_shaping_needs_members_before_anything_is_sampled(kind: str, shaping: 
 def test_latents_are_needed(changes: dict, message: str, models: dict[str, str]) -> None:
     changes = {name: models.get(value, value) for name, value in changes.items()}
     with pytest.raises(ValueError, match=message):
-        judges(reward=models["plain"], **changes)
+        loaded(reward=models["plain"], **changes)
     if "detector" not in changes:
-        judges(reward=models["plain"], **changes | {"detector": models["inform"]})
-        judges(reward=models["inform"], **changes)
+        loaded(reward=models["plain"], **changes | {"detector": models["inform"]})
+        loaded(reward=models["inform"], **changes)
 
 
 @pytest.mark.parametrize(("changes", "name"), [({"r2m": True}, "feedback"), ({"retrain_every": 2}, "retraining")])
@@ -79,23 +83,23 @@ def test_what_learns_beside_the_policy_needs_one_model(changes: dict, name: str,
     args = options("p", Path("o"), reward=several, **changes)
     more = (None,) if name == "feedback" else ()
     with pytest.raises(ValueError, match=r"one reward model.*is not one; give a folder"):
-        getattr(align_rewards, name)(args, judges(reward=several), *more)
-    assert getattr(align_rewards, name)(options("p", Path("o")), judges(reward=several), *more) is None
+        getattr(align_rewards, name)(args, loaded(reward=several).reward_model, *more)
+    assert getattr(align_rewards, name)(options("p", Path("o")), loaded(reward=several).reward_model, *more) is None
 
 
 def test_the_rate_of_r2m_follows_the_width(policy: Path, models: dict[str, str]) -> None:  # noqa: F811
-    loaded, judged = Policy.load(str(policy)), judges(reward=models["plain"])
-    width = judged.source.scorer.model.backbone.config.hidden_size
+    policy_model, reward_model = Policy.load(str(policy)), loaded(reward=models["plain"]).reward_model
+    width = reward_model.model.backbone.config.hidden_size
     wish = {"reward": models["plain"], "r2m": True, "r2m_width": 4}
-    found = align_rewards.feedback(options(policy, Path("o"), **wish), judged, loaded)
+    found = align_rewards.feedback(options(policy, Path("o"), **wish), reward_model, policy_model)
     assert found.settings.learning_rate == pytest.approx(1e-6 * 4096 / width)
     assert found.settings.width == 4
-    given = align_rewards.feedback(options(policy, Path("o"), **wish, r2m_lr=0.5), judged, loaded)
+    given = align_rewards.feedback(options(policy, Path("o"), **wish, r2m_lr=0.5), reward_model, policy_model)
     assert given.settings.learning_rate == 0.5
 
 
 def test_retraining_takes_its_settings(models: dict[str, str]) -> None:
-    found = judges(reward=models["plain"])
+    found = loaded(reward=models["plain"]).reward_model
     made = align_rewards.retraining(options("p", Path("o"), retrain_every=3, retrain_lr=0.5, seed=4), found)
     assert (made.every, made.learning_rate, made.seed) == (3, 0.5, 4)
     assert align_rewards.retraining(options("p", Path("o"), retrain_every=3), found).learning_rate == 1e-6
@@ -113,19 +117,30 @@ def responses(*, rows: int = 30, endogenous: bool = False) -> Responses:
     return Responses(place, torch.full((rows,), 4), torch.zeros(rows), latent, prior)
 
 
-def completed(latent: torch.Tensor | None) -> Completed:
-    output = RewardOutput(torch.tensor([1.0, 2.0]), latent=latent)
-    truncated = torch.tensor([True, False])
-    return Completed(output, torch.tensor([5, 7]), truncated, ["kind", "stern"], torch.tensor([14.5, 20.0]))
+class Fixed:
+    """A source that always says the same."""
+
+    record: ClassVar[dict] = {}
+    has_latents = True
+
+    def __call__(self, *_asked: object) -> Scores:
+        return Scores(RewardOutput(torch.tensor([1.0, 2.0]), latent=torch.full((2, 3), 19.0)), None)
 
 
-def paid(found: Responses, **changes: object):
-    payment = align_rewards.payment(options("p", Path("o"), **changes), found, PROMPTS, Accelerator(cpu=True))
-    return payment(completed(torch.full((2, 3), 19.0)))
+def in_nats(_prompts: list, texts: list) -> list:
+    """An endogenous scorer that reads the reward off the completion."""
+    return [[SimpleNamespace(reward=float(text)) for text in group] for group in texts]
+
+
+def rewarded(found: Responses, **changes: object):
+    args = options("p", Path("o"), **changes)
+    scorers = align_rewards.Scorers(Fixed(), None, in_nats if "endogenous" in changes else None, None)
+    pipeline = align_rewards.pipeline(args, scorers, found, PROMPTS, Accelerator(cpu=True))
+    return pipeline(PROMPTS[:2], [["14.5"], ["20"]], torch.tensor([5, 7]), torch.tensor([True, False]))
 
 
 def test_components_add_up() -> None:
-    found = paid(
+    found = rewarded(
         responses(endogenous=True), ibl_weight=0.5, endogenous="m", endogenous_weight=2.0, length_penalty=0.1,
         length_target=6, truncated="penalty", truncation_penalty=3.0,
     )  # fmt: skip
@@ -145,11 +160,11 @@ def test_distances_are_within_a_class_of_prompts() -> None:
     point = torch.full((1, 3), 19.0, dtype=torch.float64)
     fits = [fit_reference(latent[start::2], covariance="empirical") for start in (0, 1)]
     expected = [float(mahalanobis(point, fit)[0]) for fit in fits]
-    distance = paid(responses(), ibl_weight=0.5, class_column="kind").raw["latent_distance"].tolist()
+    distance = rewarded(responses(), ibl_weight=0.5, class_column="kind").raw["latent_distance"].tolist()
     assert distance == pytest.approx(expected, rel=1e-5)
     assert distance[0] > 10 > distance[1]
     whole = float(mahalanobis(point, fit_reference(latent, covariance="ledoit-wolf"))[0])
-    measured = paid(responses(), class_column="kind")
+    measured = rewarded(responses(), class_column="kind")
     assert measured.raw["latent_distance"].tolist() == pytest.approx([whole, whole], rel=1e-5)
     assert measured.reward.tolist() == [1, 2]
 
@@ -158,22 +173,22 @@ def test_a_class_without_enough_responses_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"prompt class 'kind' has 3 of the 6 reference responses: .*--class-column out"
     ):
-        paid(responses(rows=6), ibl_weight=0.5, class_column="kind")
+        rewarded(responses(rows=6), ibl_weight=0.5, class_column="kind")
 
 
 def test_what_is_only_measured_stops_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     few = responses(rows=6)
     same = few._replace(latent=few.latent[:1].expand(6, 3))
-    assert list(paid(few).components) == ["nominal", "latent_distance"]
-    assert list(paid(same).components) == ["nominal"]
+    assert list(rewarded(few).components) == ["nominal", "latent_distance"]
+    assert list(rewarded(same).components) == ["nominal"]
     assert "distances in the latents are left out: all reference latents are equal" in capsys.readouterr().err
 
 
 def test_both_monitors_where_the_reference_is_large_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    watch = align_rewards.watch(options("p", Path("o")), responses(rows=1200)._replace(prompt=torch.arange(1200)))
-    assert list(watch.states) == ["csi", "mop"]
-    assert list(align_rewards.watch(options("p", Path("o")), responses()).states) == ["csi"]
+    found = align_rewards.monitors(options("p", Path("o")), responses(rows=1200)._replace(prompt=torch.arange(1200)))
+    assert list(found.states) == ["csi", "mop"]
+    assert list(align_rewards.monitors(options("p", Path("o")), responses()).states) == ["csi"]
     assert "monitor mop is left out: " in capsys.readouterr().err
     with pytest.raises(ValueError, match="sample at least 1000 reference completions"):
-        align_rewards.watch(options("p", Path("o"), stop_on="mop"), responses())
-    assert align_rewards.watch(options("p", Path("o")), responses()._replace(latent=None)).monitors == {}
+        align_rewards.monitors(options("p", Path("o"), stop_on="mop"), responses())
+    assert align_rewards.monitors(options("p", Path("o")), responses()._replace(latent=None)).monitors == {}

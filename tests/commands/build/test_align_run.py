@@ -26,7 +26,7 @@ def test_a_run_is_what_the_options_say(policy: Path, tmp_path: Path) -> None:  #
     assert (found.updater.temperature, found.updater.batch_tokens, found.updater.dtype) == (0.7, 77, torch.float32)
     assert (found.plan.warmup_steps, found.plan.mask_truncated, found.plan.seed) == (4, True, 3)
     assert (found.writer.sampling.top_k, found.writer.sampling.temperature, found.writer.seed) == (9, 0.7, 3)
-    assert len(found.held_out) == len(found.held_out_ids) == 2
+    assert len(found.held_out.prompts) == len(found.held_out.ids) == 2
     assert len(found.prompts) == len(found.ids) == 4
     assert found.policy.value_head is not None
     assert found.optimizer.defaults["weight_decay"] == 0
@@ -80,7 +80,7 @@ def test_counts_are_said(policy: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "1 of " in said
     assert "cut from the left to 40 tokens\n" in said
     assert "sampling 8 responses of the starting policy" in said
-    assert max(map(len, [*found.ids, *found.held_out_ids])) == 40
+    assert max(map(len, [*found.ids, *found.held_out.ids])) == 40
 
 
 def test_prompts_leave_room_for_the_completion(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ Groups = Sequence[Sequence[str]]
 Extras = Sequence[Mapping[str, Any]]
 
 
-class Judged(NamedTuple):
+class Scores(NamedTuple):
     """What a source says about completions: one row per completion, those of the first prompt first; float32, on the CPU."""
 
     output: RewardOutput
@@ -39,10 +39,11 @@ class Judged(NamedTuple):
     """Completions that the source saw only in part, because they or their prompts exceed its length limits."""
 
 
+@runtime_checkable
 class RewardSource(Protocol):
     """Prompts with completions in, rewards out."""
 
-    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Judged:
+    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """What the source says about every completion of every prompt.
 
         Args:
@@ -89,7 +90,7 @@ class ModelSource:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a head in training mode draws noise
             return model.head_output(torch.zeros(1, width, device=model.device)).latent is not None
 
-    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Judged:
+    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """See `RewardSource.__call__`; `extras` are not read."""
         _check(prompts, completions, extras)
         groups = self._tokenised(prompts, completions)
@@ -106,7 +107,7 @@ class ModelSource:
             pieces.append(self._pass([distinct[index][0] for index in batch]))
         rows = torch.tensor([starts[index] + place for index, (_, places) in enumerate(distinct) for place in places])
         embedding, output = tree_map(lambda *leaves: _joined(leaves), *pieces)
-        return Judged(select(output, rows), embedding[rows], sum(sum(group.is_truncated) for group in groups))
+        return Scores(select(output, rows), embedding[rows], sum(sum(group.is_truncated) for group in groups))
 
     def _tokenised(self, prompts: Sequence[Text], completions: Groups) -> list[TokenGroup]:
         where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
@@ -147,7 +148,7 @@ class EnsembleSource:
         """The ensemble's."""
         return self.scorer.record
 
-    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Judged:
+    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """See `RewardSource.__call__`; `extras` are not read."""
         _check(prompts, completions, extras)
         return _of_scores(self.scorer(prompts, completions))
@@ -165,7 +166,7 @@ class EndogenousSource:
         """The scorer's."""
         return self.scorer.record
 
-    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Judged:
+    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """See `RewardSource.__call__`; `extras` are not read. Nats, times the scorer's alpha."""
         _check(prompts, completions, extras)
         return _of_scores(self.scorer(prompts, completions))
@@ -199,7 +200,7 @@ class FunctionSource:
         """The function's name and its timeout."""
         return {"method": "RewardFunction", "function": self.name, "timeout": self.timeout}
 
-    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Judged:
+    def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """See `RewardSource.__call__`.
 
         Raises:
@@ -209,7 +210,7 @@ class FunctionSource:
         self.calls += 1
         rows = Rows.of(prompts, completions, extras)
         rewards = call(self.function, self.name, rows, batch=self.calls, timeout=self.timeout)
-        return Judged(RewardOutput(torch.tensor(rewards, dtype=torch.float32)), None)
+        return Scores(RewardOutput(torch.tensor(rewards, dtype=torch.float32)), None)
 
 
 def load_source(
@@ -263,7 +264,7 @@ def _check(prompts: Sequence[Text], completions: Groups, extras: Extras) -> None
         )
 
 
-def _of_scores(groups: Sequence[Sequence[CompletionScore]]) -> Judged:
+def _of_scores(groups: Sequence[Sequence[CompletionScore]]) -> Scores:
     """The scores as tensors."""
     scores = [score for group in groups for score in group]
     spread = [score.uncertainty for score in scores if score.uncertainty is not None]
@@ -273,7 +274,7 @@ def _of_scores(groups: Sequence[Sequence[CompletionScore]]) -> Judged:
         torch.tensor(spread, dtype=torch.float32) if spread else None,
         members=torch.tensor(members, dtype=torch.float32) if members else None,
     )
-    return Judged(output, None, sum(score.is_truncated for score in scores))
+    return Scores(output, None, sum(score.is_truncated for score in scores))
 
 
 def _on_cpu(leaf: Any) -> Any:

@@ -127,7 +127,7 @@ def record(args: Align, settings: dict[str, Any], run: Run) -> None:
         "command": "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:]),
         "arguments": json.loads(json.dumps(asdict(args), default=str)),
         "settings": settings,
-        "reward": run.judges.source.record,
+        "reward": run.pipeline.source.record,
         "algorithm": asdict(run.updater.algorithm),
         "layout": run.policy.layout,
         "precision": str(run.updater.dtype).removeprefix("torch."),

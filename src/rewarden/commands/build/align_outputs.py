@@ -62,7 +62,7 @@ class Finish:
             "first_reward": _mean(map(_earned, lines[:tenth])),
             "last_reward": _mean(map(_earned, lines[-tenth:])),
             "last_kl": _mean(line["kl"] for line in lines[-tenth:]),
-            "alarm": None if run.watch.first is None else run.watch.first._asdict(),
+            "alarm": None if run.monitors.first is None else run.monitors.first._asdict(),
             "best": best,
             "report": str(report),
         }
@@ -72,7 +72,7 @@ class Finish:
 
     def _write_best(self) -> dict[str, Any]:
         """Which checkpoint is to be trusted, and why."""
-        alarm, step = self.run.watch.first, self.run.best_step()
+        alarm, step = self.run.monitors.first, self.run.best_step()
         if self.run.best_gold is not None:
             reason = f"the best held-out gold, {self.run.best_gold[1]:.3f}"
         elif alarm is not None and step + 1 >= alarm.step:
@@ -80,7 +80,7 @@ class Finish:
         elif alarm is not None:
             reason = f"the last checkpoint before the first alarm, of {alarm.monitor} at step {alarm.step}"
         else:
-            reason = "the last one: no alarm" if self.run.watch.monitors else "the last one: nothing was watching"
+            reason = "the last one: no alarm" if self.run.monitors.monitors else "the last one: nothing was watching"
         best = {"step": step, "reason": reason}
         write_json(self.folder / "best.json", best)
         return best

@@ -1,10 +1,10 @@
-"""From the options of `rewarden align` to those who judge completions: rewards, payment, monitors, R2M."""
+"""From the options of `rewarden align` to what completions are worth: sources, reward pipeline, monitors, R2M."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rewarden.commands.output.provenance import say
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from rewarden.align.policy import Policy, SamplingCopy
     from rewarden.align.prompts import Prompt
     from rewarden.align.reference_responses import Responses
-    from rewarden.align.rewards.judges import Judges
-    from rewarden.align.rewards.pipeline import Component, Payment
+    from rewarden.align.rewards.components import Component
+    from rewarden.align.rewards.pipeline import RewardPipeline
     from rewarden.align.rewards.sources import RewardSource
     from rewarden.align.rollouts import RolloutSampler
     from rewarden.commands.options.align import Align
+    from rewarden.hf.scoring.endogenous import EndogenousScorer
+    from rewarden.hf.scoring.scorer import Scorer
     from rewarden.monitors.monitor_set import MonitorSet
 
 R2M_RATE = 4096e-6
@@ -28,11 +30,21 @@ MIN_RESPONSES = 1024
 """Reference responses where something is compared with them: half of them are held out, and monitors need 500 of those."""
 
 
-def judges(args: Align, reward: Any, gold: Any) -> Judges:
-    """Everyone who scores, without the payment, which needs the reference responses."""
-    from rewarden.align.rewards.judges import Judges
-    from rewarden.align.rewards.pipeline import Payment, shaped
-    from rewarden.align.rewards.sources import FunctionSource, load_source
+class Scorers(NamedTuple):
+    """Everything that is asked about completions, loaded before anything is sampled."""
+
+    source: RewardSource
+    """The rewards, with the latents that are watched."""
+    reward_model: Scorer | None
+    """Of a source that is a single trained model: that model, for what reads or trains it."""
+    endogenous: EndogenousScorer | None
+    gold: RewardSource | None
+
+
+def scorers(args: Align, reward: Any, gold: Any) -> Scorers:
+    """Load rewards, detector, endogenous reward and gold, and refuse what they cannot do."""
+    from rewarden.align.rewards.detector import DetectedSource
+    from rewarden.align.rewards.sources import FunctionSource, ModelSource, load_source
     from rewarden.hf.scoring.endogenous import EndogenousScorer
 
     def source(given: Any, spec: str) -> RewardSource:
@@ -40,19 +52,20 @@ def judges(args: Align, reward: Any, gold: Any) -> Judges:
             return FunctionSource(given, getattr(given, "__name__", "the function given"), args.reward_timeout)
         return load_source(spec, layout=args.layout, batch_tokens=args.batch_tokens, timeout=args.reward_timeout)
 
-    main = source(reward, args.reward)
+    main = own = source(reward, args.reward)
     _check_shaping(args, main)
-    detector = None if args.detector is None else load_source(args.detector, batch_tokens=args.batch_tokens)
-    if detector is not None and not detector.has_latents:
-        raise ValueError(
-            f"--detector {args.detector}: this model has no latents to watch; train one with `rewarden train ... info-bottleneck`"
-        )
-    if args.ibl_weight and detector is None and not main.has_latents:
+    if args.detector is not None:
+        detector = load_source(args.detector, batch_tokens=args.batch_tokens)
+        try:
+            main = DetectedSource(own, detector)
+        except ValueError as error:
+            raise ValueError(f"--detector {args.detector}: {error}") from error
+    if args.ibl_weight and not main.has_latents:
         raise ValueError(
             f"--ibl-weight needs latents, and {args.reward} has none; take a reward model trained with info-bottleneck, or give "
             "one as --detector"
         )
-    if args.stop_on is not None and detector is None and not main.has_latents:
+    if args.stop_on is not None and not main.has_latents:
         raise ValueError(
             f"--stop-on {args.stop_on} watches latents, and {args.reward} has none; take a reward model trained with "
             "info-bottleneck (or anything around it), or give one as --detector"
@@ -61,13 +74,10 @@ def judges(args: Align, reward: Any, gold: Any) -> Judges:
     if args.endogenous is not None:
         endogenous = EndogenousScorer.load(args.endogenous, layout=args.layout, batch_tokens=args.batch_tokens)
     is_gold = gold is not None or args.gold is not None
-    return Judges(
-        main,
-        Payment([shaped(args.chosen_shaping())]),
-        detector,
-        endogenous,
+    return Scorers(
+        main, own.scorer if isinstance(own, ModelSource) else None, endogenous,
         source(gold, args.gold or "") if is_gold else None,
-    )
+    )  # fmt: skip
 
 
 def _check_shaping(args: Align, source: RewardSource) -> None:
@@ -90,7 +100,7 @@ def _check_shaping(args: Align, source: RewardSource) -> None:
 def responses(
     args: Align,
     accelerator: Accelerator,
-    judges: Judges,
+    scorers: Scorers,
     prompts: Sequence[Prompt],
     ids: Sequence[Sequence[int]],
     writer: RolloutSampler,
@@ -101,7 +111,7 @@ def responses(
     from rewarden.align.agreement import on_main
     from rewarden.align.rewards.functions import RewardError
 
-    is_compared = judges.endogenous is not None or judges.detector is not None or judges.source.has_latents
+    is_compared = scorers.endogenous is not None or scorers.source.has_latents
     count = args.reference_responses or (MIN_RESPONSES if is_compared else 64)
 
     def sample() -> None:
@@ -109,7 +119,9 @@ def responses(
             return
         say(f"sampling {count:,} responses of the starting policy, to compare with")
         places = reference_responses.prompts_for(len(prompts), args.steps, args.prompts_per_step, count, args.seed)
-        reference_responses.sample_and_store(args.output, judges, prompts, ids, writer, sampling.model(), places)
+        rollouts = reference_responses.sample(prompts, ids, places, writer, sampling.model())
+        found = reference_responses.score(rollouts, places, scorers.source, scorers.endogenous)
+        reference_responses.store(args.output, rollouts, found)
 
     try:
         on_main(accelerator, sample)
@@ -122,49 +134,53 @@ def responses(
     return found
 
 
-def payment(args: Align, responses: Responses, prompts: Sequence[Prompt], accelerator: Accelerator) -> Payment:
-    """What the policy is paid: the shaped reward, and what else was asked for.
+def pipeline(
+    args: Align, scorers: Scorers, responses: Responses, prompts: Sequence[Prompt], accelerator: Accelerator
+) -> RewardPipeline:
+    """What the policy is rewarded with: the shaped reward, and what else was asked for.
 
     Args:
         args: The options.
+        scorers: What is asked about completions.
         responses: Of the starting policy.
-        prompts: All that will be paid for: those of the training first, as `responses` numbers them, then the held-out ones.
+        prompts: All that will be rewarded: those of the training first, as `responses` numbers them, then the held-out ones.
         accelerator: Joins the processes whose rewards are whitened together.
     """
-    from rewarden.align.logs import Everyone
-    from rewarden.align.rewards import pipeline
+    from rewarden.align.gather import Gather
+    from rewarden.align.rewards import components
+    from rewarden.align.rewards.pipeline import RewardPipeline
 
-    parts = [pipeline.shaped(args.chosen_shaping())]
+    parts = [components.shaped(args.chosen_shaping())]
     if responses.latent is not None:
         parts += _latent_penalty(args, responses, prompts)
-    if args.endogenous_weight is not None and responses.endogenous is not None:
+    if scorers.endogenous is not None and args.endogenous_weight is not None:
         found = responses.endogenous
-        parts.append(
-            pipeline.endogenous_prior(args.endogenous_weight, mean=float(found.mean()), std=float(found.std()))
-        )
+        assert found is not None
+        mean, std = float(found.mean()), float(found.std())
+        parts.append(components.endogenous_prior(scorers.endogenous, args.endogenous_weight, mean=mean, std=std))
     if args.length_penalty:
-        parts.append(pipeline.length_penalty(args.length_penalty, target=args.length_target or 0))
+        parts.append(components.length_penalty(args.length_penalty, target=args.length_target or 0))
     if args.truncation_penalty is not None:
-        parts.append(pipeline.truncation_penalty(args.truncation_penalty))
-    return pipeline.Payment(parts, clip=args.reward_clip, whiten=args.whiten, all_rows=Everyone(accelerator))
+        parts.append(components.truncation_penalty(args.truncation_penalty))
+    return RewardPipeline(scorers.source, parts, clip=args.reward_clip, whiten=args.whiten, gather=Gather(accelerator))
 
 
 def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]) -> list[Component]:
     """IBL; without a weight the distance from all responses is only measured, and left out where that cannot be."""
     from rewarden.align.reference_responses import classes_of
-    from rewarden.align.rewards import pipeline
+    from rewarden.align.rewards import components
     from rewarden.monitors.mahalanobis import fit_reference
 
     assert responses.latent is not None
     latent = responses.latent.double()
     if not args.ibl_weight:
         try:
-            return [pipeline.latent_penalty(fit_reference(latent, covariance="ledoit-wolf"), 0.0)]
+            return [components.latent_penalty(fit_reference(latent, covariance="ledoit-wolf"), 0.0)]
         except ValueError as error:
             say(f"distances in the latents are left out: {error}")
             return []
     if args.class_column is None:
-        return [pipeline.latent_penalty(fit_reference(latent, covariance=args.ibl_covariance), args.ibl_weight)]
+        return [components.latent_penalty(fit_reference(latent, covariance=args.ibl_covariance), args.ibl_weight)]
     classes = classes_of(responses, prompts)
     fits = {}
     for name in dict.fromkeys(prompt.prompt_class for prompt in prompts):
@@ -176,10 +192,10 @@ def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]
                 f"prompt class {name!r} has {len(rows)} of the {len(latent)} reference responses: {error}; or raise "
                 "--reference-responses, or leave --class-column out"
             ) from error
-    return [pipeline.latent_penalty(fits, args.ibl_weight)]
+    return [components.latent_penalty(fits, args.ibl_weight)]
 
 
-def watch(args: Align, responses: Responses) -> MonitorSet:
+def monitors(args: Align, responses: Responses) -> MonitorSet:
     """Both monitors where there are latents; a reference too small for one is an error only if the run shall stop on it."""
     from rewarden.monitors.cluster_separation import ClusterSeparation
     from rewarden.monitors.mahalanobis import MahalanobisOutliers
@@ -198,25 +214,23 @@ def watch(args: Align, responses: Responses) -> MonitorSet:
             say(f"monitor {monitor.name} is left out: {error}")
             continue
         found[monitor.name] = monitor
-    watch = MonitorSet(found)
-    watch.start(responses.rollout())
-    return watch
+    started = MonitorSet(found)
+    started.start(responses.rollout())
+    return started
 
 
-def feedback(args: Align, judges: Judges, policy: Policy) -> FeedbackReward | None:
+def feedback(args: Align, reward_model: Scorer | None, policy: Policy) -> FeedbackReward | None:
     """R2M on top of the reward model; None without it."""
     from rewarden.align.r2m.feedback import FeedbackReward
-    from rewarden.align.rewards.sources import ModelSource
 
     settings = args.chosen_feedback()
     if settings is None:
         return None
-    source = judges.source
-    if not isinstance(source, ModelSource):
+    if reward_model is None:
         raise ValueError(
             f"--r2m reads the hidden states of one reward model, and {args.reward} is not one; give a folder"
         )
-    model = source.scorer.model
+    model = reward_model.model
     width = model.backbone.config.hidden_size
     if args.r2m_lr is None:
         settings = replace(settings, learning_rate=R2M_RATE / width)
@@ -226,15 +240,13 @@ def feedback(args: Align, judges: Judges, policy: Policy) -> FeedbackReward | No
     )  # fmt: skip
 
 
-def retraining(args: Align, judges: Judges) -> RetrainingSteps | None:
+def retraining(args: Align, reward_model: Scorer | None) -> RetrainingSteps | None:
     """Retraining of the whole reward model; None without it."""
     from rewarden.align.r2m.retraining_steps import RetrainingSteps
-    from rewarden.align.rewards.sources import ModelSource
 
     if args.retrain_every is None:
         return None
-    source = judges.source
-    if not isinstance(source, ModelSource):
+    if reward_model is None:
         raise ValueError(f"--retrain-every trains one reward model, and {args.reward} is not one; give a folder")
     rate = 1e-6 if args.retrain_lr is None else args.retrain_lr
-    return RetrainingSteps(source.scorer, every=args.retrain_every, learning_rate=rate, seed=args.seed)
+    return RetrainingSteps(reward_model, every=args.retrain_every, learning_rate=rate, seed=args.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rewarden.commands.build import align_folder, align_rewards
@@ -31,6 +30,7 @@ def build(
     """
     import torch
 
+    from rewarden.align.held_out import HeldOut
     from rewarden.align.loop import Run
     from rewarden.align.policy import ReferencePolicy, SamplingCopy
     from rewarden.commands.build.align_outputs import Finish
@@ -49,12 +49,12 @@ def build(
     dtype = _dtype(args)
     sampling = SamplingCopy(policy, dtype)
     writer = _writer(args, tokenizer)
-    judges = align_rewards.judges(args, reward, gold)
-    feedback, retraining = align_rewards.feedback(args, judges, policy), align_rewards.retraining(args, judges)
+    scorers = align_rewards.scorers(args, reward, gold)
+    feedback = align_rewards.feedback(args, scorers.reward_model, policy)
+    retraining = align_rewards.retraining(args, scorers.reward_model)
     # Only now is the folder touched: a mistyped option costs no earlier run, and leaves nothing behind.
     align_folder.claim(args, settings, accelerator)
-    responses = align_rewards.responses(args, accelerator, judges, texts, ids, writer, sampling)
-    judges = replace(judges, payment=align_rewards.payment(args, responses, [*texts, *held_out], accelerator))
+    responses = align_rewards.responses(args, accelerator, scorers, texts, ids, writer, sampling)
     lr = _learning_rate(args, policy)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     run = Run(
@@ -66,15 +66,14 @@ def build(
         optimizer=torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
         updater=_updater(args, policy, dtype),
         writer=writer,
-        judges=judges,
-        watch=align_rewards.watch(args, responses),
+        pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
+        monitors=align_rewards.monitors(args, responses),
         reference=ReferencePolicy(policy),
         sampling=sampling,
         prompts=texts,
         ids=ids,
         kl_weight=args.kl_weight,
-        held_out=held_out,
-        held_out_ids=held_out_ids,
+        held_out=HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None,
         feedback=feedback,
         retraining=retraining,
     )
