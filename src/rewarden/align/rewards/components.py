@@ -15,7 +15,7 @@ from torch import Tensor
 from rewarden.align.prompts import Prompt
 from rewarden.align.rewards.functions import RewardError
 from rewarden.core import RewardOutput
-from rewarden.data import Text
+from rewarden.messages import Text
 from rewarden.monitors.mahalanobis import LatentReference
 from rewarden.shaping import Shaping, latent_penalties, nominal
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewarden.align.rewards.sources import RewardSource, Scores
-from rewarden.data import Text
+from rewarden.messages import Text
 
 
 @dataclass(frozen=True)

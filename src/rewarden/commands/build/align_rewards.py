@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from rewarden.align.policy import Policy, SamplingCopy
     from rewarden.align.prompts import Prompt
+    from rewarden.align.r2m.feedback import FeedbackReward
+    from rewarden.align.r2m.retraining_steps import RetrainingSteps
     from rewarden.align.reference_responses import Responses
     from rewarden.align.rewards.components import Component
     from rewarden.align.rewards.pipeline import RewardPipeline
