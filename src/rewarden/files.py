@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rewarden.atomic import in_place_of
 from rewarden.dataframes import as_row, plain, table_rows
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -315,9 +316,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, types: Mapping[str
         rows: What; a column that a row lacks is null in Parquet.
         types: Arrow type by column, of a Parquet file; others are taken from the values.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with in_place_of(path) as aside:
         if path.name.endswith(".parquet"):
             import pyarrow
             from pyarrow import parquet
@@ -328,14 +327,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, types: Mapping[str
             found = types or {}
             columns = {name: pyarrow.array([row.get(name) for row in rows], type=found.get(name)) for name in names}
             parquet.write_table(pyarrow.table(columns), aside)
+        elif path.name.endswith(".gz"):
+            # The name and the time stay out of the file, so that equal rows give equal bytes.
+            with aside.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                packed.writelines(_json_line(row).encode() for row in rows)
         else:
-            opener: Any = gzip.open if path.name.endswith(".gz") else open
-            with opener(aside, "wt", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(_json_line(row))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+            with aside.open("wb") as file:
+                file.writelines(_json_line(row).encode() for row in rows)
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
@@ -349,14 +347,9 @@ def _json_line(row: Mapping[str, Any]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all: to a neighbour first, then into place. Makes the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        # A path or an argument that was not UTF-8 holds lone surrogates, which no file can.
+    # A path or an argument that was not UTF-8 holds lone surrogates, which no file can.
+    with in_place_of(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

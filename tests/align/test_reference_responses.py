@@ -1,5 +1,6 @@
 """The starting policy's responses: to which prompts, stored whole or not at all, and sampled again if they are not there."""
 
+import os
 from collections import Counter
 from types import SimpleNamespace
 
@@ -137,7 +138,7 @@ class Killed(BaseException):
 def test_half_written_responses_are_not_there(moment: str, sample, tmp_path, monkeypatch) -> None:
     """So they are sampled again, and are what they would have been."""
     with monkeypatch.context() as patch:
-        owner = reference_responses.os if moment == "replace" else reference_responses
+        owner = os if moment == "replace" else reference_responses
         real = getattr(owner, moment)
 
         def killed(*args) -> None:

@@ -6,8 +6,6 @@ Random numbers are keyed by seed, step and row, and the learning rate follows fr
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from rewarden.atomic import clear_leftovers, folder_in_place_of, take_away
 
 FOLDER = "checkpoints"
 STATE = "state.json"
@@ -36,15 +36,10 @@ def steps_saved(run: Path) -> list[int]:
 
 def save(run: Path, step: int, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
     """Write a checkpoint: a safetensors file for each part, and `state` as JSON; it appears whole or not at all."""
-    target = folder_of(run, step)
-    aside = target.with_name(f".{target.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, tensors in parts.items():
-        save_file({key: value.contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
-    (aside / STATE).write_text(json.dumps(state))
-    _take_away(target)  # of a resumed run that comes by again
-    os.replace(aside, target)
+    with folder_in_place_of(folder_of(run, step)) as aside:
+        for name, tensors in parts.items():
+            save_file({key: value.contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
+        (aside / STATE).write_text(json.dumps(state))
 
 
 def load(run: Path, step: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
@@ -58,18 +53,8 @@ def rotate(run: Path, keep: set[int], *, newest: int) -> None:
     """Delete all checkpoints but the steps in `keep` and the `newest` last ones; and what a killed run left half-written."""
     saved = steps_saved(run)
     for step in set(saved) - keep - set(saved[max(len(saved) - newest, 0) :]):
-        _take_away(folder_of(run, step))
-    for leftover in (run / FOLDER).glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _take_away(folder: Path) -> None:
-    """Delete a checkpoint if it is there; renamed first, so that a kill in the middle leaves no folder that looks whole."""
-    if folder.exists():
-        gone = folder.with_name(f".{folder.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
-        os.replace(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        take_away(folder_of(run, step))
+    clear_leftovers(run / FOLDER)
 
 
 def trained_weights(policy: nn.Module) -> Tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rewarden.align.gather import Gather
 from rewarden.align.rewards.pipeline import Rewards
 from rewarden.align.rollouts import Rollouts
 from rewarden.align.update import Passes, Updated
-from rewarden.files import write_rows
+from rewarden.files import write_rows, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -107,6 +106,4 @@ def forget_after(run: Path, step: int) -> None:
             continue
         if found["step"] <= step:
             kept.append(line + "\n")
-    aside = path.with_name(f".{METRICS}.part")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(kept))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.rewards.components import Endogenous, endogenous_rewards
 from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
+from rewarden.atomic import in_place_of
 from rewarden.files import write_rows
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
 from rewarden.monitors.monitor import Rollout
@@ -78,9 +78,8 @@ def store(run: Path, rollouts: Rollouts, responses: Responses) -> None:
     rows = kept_rows(rollouts, step=0, first_group=0, columns={"reward": responses.reward, "latent_distance": distance})
     write_rows(run / FOLDER / "responses.parquet", rows)
     tensors = {name: value.contiguous() for name, value in responses._asdict().items() if value is not None}
-    aside = run / FOLDER / ".tensors.part"
-    save_file(tensors, aside)
-    os.replace(aside, run / FOLDER / "tensors.safetensors")
+    with in_place_of(run / FOLDER / "tensors.safetensors") as aside:
+        save_file(tensors, aside)
 
 
 def load(run: Path) -> Responses | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,20 +138,15 @@ def _between(pairs: dict[str, list[Pair]], *, near: float) -> list[dict[str, Any
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
     """inspect.json and inspect.html, each written whole or not at all."""
+    from rewarden.files import write_text
     from rewarden.report.data.page import inspection_page
 
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "inspect.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
         "inspect.html": inspection_page(found),
     }
     for name, text in texts.items():
-        aside = folder / f".{name}.part"
-        try:
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(aside, folder / name)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_text(folder / name, text)
 
 
 def main(args: Data) -> None:

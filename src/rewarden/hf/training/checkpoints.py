@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+from rewarden.files import write_json
 
 RUN = "run.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp*", "global_step*")
@@ -92,6 +93,4 @@ def check_same_run(work: Path, run: dict[str, Any]) -> None:
 
 def write_run(work: Path, run: dict[str, Any]) -> None:
     """Note what a run was started with, for `check_same_run`."""
-    work.mkdir(parents=True, exist_ok=True)
-    (work / f"{RUN}.new").write_text(json.dumps(run, indent=1) + "\n")
-    os.replace(work / f"{RUN}.new", work / RUN)
+    write_json(work / RUN, run)

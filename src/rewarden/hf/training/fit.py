@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +15,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
+from rewarden.atomic import files_into
+from rewarden.files import write_json
 from rewarden.hf import distributed
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.model.reward_model import RewardModel
@@ -306,13 +305,7 @@ def save(
     model.config.limits = asdict(limits)
     if not distributed.is_first():
         return
-    aside = folder / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "config.json").unlink(missing_ok=True)  # an older model's, which new weights would otherwise stand beside
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, folder / path.name)
-    aside.rmdir()
+    with files_into(folder, last="config.json") as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        write_json(aside / "training.json", record)
