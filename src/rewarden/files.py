@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rewarden.atomic import in_place_of
 from rewarden.dataframes import as_row, plain, table_rows
+from rewarden.disk.atomic import in_place_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 """Endings of the files that are read; each line of a JSON Lines file is one row."""

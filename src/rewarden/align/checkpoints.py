@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewarden.atomic import clear_leftovers, folder_in_place_of, take_away
+from rewarden.disk.atomic import clear_leftovers, folder_in_place_of, take_away
 
 FOLDER = "checkpoints"
 STATE = "state.json"

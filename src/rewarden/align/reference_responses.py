@@ -17,7 +17,7 @@ from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.rewards.components import Endogenous, endogenous_rewards
 from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
-from rewarden.atomic import in_place_of
+from rewarden.disk.atomic import in_place_of
 from rewarden.files import write_rows
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
 from rewarden.monitors.monitor import Rollout

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
-from rewarden.atomic import files_into
+from rewarden.disk.atomic import files_into
 from rewarden.files import write_json
 from rewarden.hf import distributed
 from rewarden.hf.batches import by_token_budget

@@ -107,7 +107,7 @@ def _settle_all(folder: Path) -> None:
 def take_away(folder: Path) -> None:
     """Delete a folder if it is there; renamed first, so that a kill in the middle leaves none that looks whole.
 
-    Only for folders that are known to be ours; see `rewarden.owned_folder`. A link is left as it is.
+    Only for folders that are known to be ours; see `rewarden.disk.owned_folder`. A link is left as it is.
     """
     if folder.is_dir() and not folder.is_symlink():
         gone = _aside(folder)
