@@ -24,9 +24,10 @@ from rewarden.messages import (
     answer_turns,
     check_prompt,
     in_one_form,
+    is_blank,
     kind,
-    last_content,
     prompt_and_completions,
+    said,
     text_of,
 )
 
@@ -186,7 +187,7 @@ def _pair(row: dict[str, Any], where: str, fallback: str) -> Pair:
     else:
         _check_whole_texts(row, chosen, rejected, where)
     for field, text in (("chosen", chosen), ("rejected", rejected)):
-        if not last_content(text).strip():
+        if is_blank(text):
             raise DataError.at(where, f'"{field}" is empty', "some text", "Remove the row, or fill it in.")
     agreement = _number(row.get("agreement"), where, "agreement")
     if agreement is not None and not 0.0 <= agreement <= 1.0:
@@ -280,7 +281,7 @@ def _split_conversations(
     """Prompt, chosen and rejected turns of two conversations: what both begin with is the prompt."""
     longest = min(len(chosen), len(rejected)) - 1
     shared = 0
-    while shared < longest and chosen[shared] == rejected[shared]:
+    while shared < longest and said(chosen[shared : shared + 1]) == said(rejected[shared : shared + 1]):
         shared += 1
     prompt = chosen[:shared]
     if not prompt:

@@ -1,5 +1,6 @@
 import pytest
 
+from rewarden.files import DataError
 from rewarden.hf.tokens import Limits, TooLong, render, tokenise
 
 PAD, BOS, EOS, SYSTEM, USER, ASSISTANT, END = range(7)
@@ -11,6 +12,9 @@ def turn(role: str, content: str) -> dict:
 
 QUESTION = [turn("user", "hi")]
 ANSWER = [turn("assistant", "yes")]
+TEMPLATE_WITHOUT_REASONING = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}<end>{% endfor %}"
+)
 
 
 @pytest.fixture
@@ -212,3 +216,43 @@ def test_turns_and_plain_text_mix(tokenizer) -> None:
     expected = lists(one(tokenizer, turns, answer))
     assert lists(one(tokenizer, turns, "yes")) == expected
     assert lists(one(tokenizer, "hi", answer)) == expected
+
+
+def test_a_template_that_refuses_turns_names_the_row(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}ok"
+    groups = [(QUESTION, (ANSWER,)), ([turn("system", "be brief"), *QUESTION], (ANSWER,))]
+    with pytest.raises(
+        DataError, match=r"^b: the chat template refuses these turns \(no system\); expected turns that"
+    ):
+        tokenise(tokenizer, groups, Limits(), where=["a", "b"])
+
+
+def test_fields_without_a_chat_template_are_refused(plain):
+    answer = [turn("assistant", "yes") | {"reasoning_content": "why not"}]
+    with pytest.raises(
+        DataError, match=r"row 1: the chat template is missing, and nothing else reads reasoning_content"
+    ):
+        one(plain, QUESTION, answer)
+
+
+def test_text_that_a_template_leaves_out_is_counted_and_said_once(tokenizer, caplog):
+    thinking = [turn("assistant", "<think>why</think>yes")]
+    tokenizer.chat_template = TEMPLATE_WITHOUT_REASONING
+    for _ in range(2):
+        group = one(tokenizer, QUESTION, ANSWER, thinking)
+        assert group.loses_text == (False, True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the chat template leaves out text of 1 of 2 completions, such as reasoning in <think>, and no model sees it; the first "
+        "is at row 1"
+    ]
+    assert lists(group)[0] == lists(group)[1]
+    assert group.distinct()[0].loses_text == (False,)
+
+
+def test_the_date_of_the_limits_is_today(tokenizer):
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    first, second = (
+        one(tokenizer, QUESTION, ANSWER, limits=Limits(date=date)) for date in ("2024-07-26", "1999-01-01")
+    )
+    assert lists(first) == [ids(tokenizer, "2024hiyes")]
+    assert lists(second) == [ids(tokenizer, "1999hiyes")]

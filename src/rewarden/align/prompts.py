@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rewarden.files import DataError, Source, read_rows
+from rewarden.hf.chat_template import TemplateRefusal
 from rewarden.hf.tokens import cut_left, encode_texts, render
-from rewarden.messages import Text, prompt_and_completions
+from rewarden.messages import Text, Turns, prompt_and_completions
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_prompts(source: Source, *, class_column: str | None) -> Prompts:
     found: dict[str, Prompt] = {}
     for where, row in rows:
         text, kind = prompt_of(row, where), _class(row, where, class_column)
-        key = json.dumps([text, kind], sort_keys=True)
+        key = json.dumps([text, _beside(text), kind], sort_keys=True)
         number = int(where.rpartition("row ")[2])
         found.setdefault(key, Prompt(text, number, kind, {name: row.get(name) for name in columns}))
     return Prompts(list(found.values()), len(rows) - len(found))
@@ -173,6 +173,10 @@ def prompt_of(row: Mapping[str, Any], where: str) -> Text:
     return prompt_and_completions(row["prompt"], ["an answer"], where, "completion")[0]
 
 
+def _beside(text: Text) -> list[Any]:
+    return [text.tools, text.settings] if isinstance(text, Turns) else []
+
+
 def _class(row: Mapping[str, Any], where: str, column: str | None) -> str | None:
     if column is None:
         return None
@@ -192,8 +196,5 @@ def _order(number: int, epoch: int, seed: int) -> tuple[int, ...]:
 def _opening(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, raw: bool) -> str:
     try:
         return render(tokenizer, prompt.text, "", raw=raw)[0]
-    except TemplateError as error:
-        raise ValueError(
-            f"row {prompt.row}: the policy's chat template refuses the turns of this prompt ({error}), expected turns that it "
-            "takes; check their roles and order, or leave the prompt out"
-        ) from error
+    except TemplateRefusal as error:
+        raise ValueError(f"row {prompt.row}: the policy's chat template {error}") from error

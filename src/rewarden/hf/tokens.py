@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.messages import Message, Text
+from rewarden.files import DataError
+from rewarden.hf.chat_template import DATE, TemplateRefusal, loses_text, render_turns
+from rewarden.messages import MESSAGE_FIELDS, Message, Text, Turns, as_turns, in_place_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Limits:
     """What happens to a prompt with a completion that is too long."""
     raw: bool = False
     """Use plain text as it is, without the chat template."""
+    date: str = DATE
+    """ISO date that chat templates are told when they ask for today's."""
 
     def __post_init__(self) -> None:
         if self.max_length < 8 or (self.max_completion_length is not None and self.max_completion_length < 4):
@@ -43,6 +50,8 @@ class TokenGroup:
     """Tokens after the prompt, as kept."""
     is_truncated: tuple[bool, ...]
     """Whether the prompt or this completion was cut."""
+    loses_text: tuple[bool, ...] = ()
+    """Whether the chat template left out text of this completion; empty where that is not known."""
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +69,7 @@ class TokenGroup:
             tuple(self.sequences[i] for i in first),
             tuple(self.completion_lengths[i] for i in first),
             tuple(self.is_truncated[i] for i in first),
+            tuple(self.loses_text[i] for i in first) if self.loses_text else (),
         ), where
 
 
@@ -67,31 +77,76 @@ class TooLong(ValueError):
     """A conversation exceeds the limits and `over_long` is 'error'."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Text | None, completion: Text, *, raw: bool) -> tuple[str, str]:
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text | None, completion: Text, *, raw: bool, date: str = DATE
+) -> tuple[str, str]:
     """The text of the prompt alone and of prompt and completion, both ready for the tokenizer.
 
     Chat turns, and plain text unless `raw`, go through the chat template. A tokenizer without one gets turns as
     "Role: content" blocks and plain text as it is. Text without a template ends with the end-of-sequence token. Where one of
     the two is turns, the other counts as one turn.
+
+    Raises:
+        TemplateRefusal: The chat template does not take the turns.
     """
-    if isinstance(prompt, list) and isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    if isinstance(prompt, str) and isinstance(completion, list):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(prompt, str) and isinstance(completion, str) and tokenizer.chat_template and not raw:
-        prompt, completion = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        if tokenizer.chat_template:
-            opening = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            return str(opening), str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-        prompt, completion = _plain_turns(prompt) + "Assistant: ", _plain_turns(completion).removeprefix("Assistant: ")
-    assert isinstance(completion, str) and not isinstance(prompt, list)
-    whole, end = (prompt or "") + completion, tokenizer.eos_token or ""
-    return prompt or "", whole if whole.endswith(end) else whole + end
+    found = _rendered(tokenizer, prompt, [completion], raw, date)
+    return found.opening, found.wholes[0]
 
 
-def _plain_turns(messages: Sequence[Message]) -> str:
-    return "".join(f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages)
+class _Rendered(NamedTuple):
+    """The texts of a group, ready for the tokenizer."""
+
+    opening: str
+    """The prompt alone."""
+    wholes: list[str]
+    """Prompt and completion, for each completion."""
+    is_templated: bool
+    """Whether a chat template wrote them, special tokens included."""
+    loses_text: tuple[bool, ...] = ()
+    """Whether the template left out text of a completion."""
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text | None, completions: Sequence[Text], raw: bool, date: str
+) -> _Rendered:
+    is_turns = isinstance(prompt, list) or any(isinstance(completion, list) for completion in completions)
+    has_template = bool(tokenizer.chat_template)
+    if prompt is None or not (is_turns or (has_template and not raw)):
+        start = _plain(prompt or "")
+        return _Rendered(start, [_ended(tokenizer, start + _plain(each)) for each in completions], is_templated=False)
+    turns = as_turns(prompt, "user")
+    answers = [as_turns(each, "assistant") for each in completions]
+    if not has_template:
+        opening = _blocks(turns) + "Assistant: "
+        wholes = [_ended(tokenizer, opening + _blocks(each).removeprefix("Assistant: ")) for each in answers]
+        return _Rendered(opening, wholes, is_templated=False)
+    opening = render_turns(tokenizer, turns, opens_answer=True, date=date)
+    wholes = [render_turns(tokenizer, in_place_of(turns, [*turns, *each]), date=date) for each in answers]
+    lost = tuple(loses_text(each, whole) for each, whole in zip(answers, wholes, strict=True))
+    return _Rendered(opening, wholes, is_templated=True, loses_text=lost)
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    end = tokenizer.eos_token or ""
+    return text if text.endswith(end) else text + end
+
+
+def _plain(text: Text) -> str:
+    assert isinstance(text, str)
+    return text
+
+
+def _blocks(turns: Sequence[Message]) -> str:
+    """Turns without a chat template."""
+    other = sorted({name for turn in turns for name in turn} & set(MESSAGE_FIELDS))
+    if isinstance(turns, Turns):
+        other += ["tools"] * bool(turns.tools) + sorted(turns.settings)
+    if other:
+        raise TemplateRefusal(
+            f"is missing, and nothing else reads {', '.join(other)}",
+            "take it out, or choose a model with a chat template",
+        )
+    return "".join(f"{turn['role'].capitalize()}: {turn['content']}\n\n" for turn in turns)
 
 
 def tokenise(
@@ -104,27 +159,53 @@ def tokenise(
     """Token ids of every prompt with its completions; None for a group that was dropped for its length.
 
     The boundary between prompt and completion is the longest common token prefix of the sequence and the prompt alone, which
-    is exact whatever the tokenizer merges there. `where` names each group in errors.
+    is exact whatever the tokenizer merges there. `where` names each group in errors. That a chat template leaves out text of
+    completions is said, once for each template.
 
     Raises:
         TooLong: When a group exceeds the limits and `limits.over_long` is "error".
+        DataError: When the chat template does not take the turns of a group.
     """
-    texts: list[str] = []
-    templated: list[bool] = []
-    for prompt, completions in groups:
-        rendered = [render(tokenizer, prompt, completion, raw=limits.raw) for completion in completions]
-        texts += [rendered[0][0], *(whole for _, whole in rendered)]
-        is_turns = isinstance(prompt, list) or isinstance(completions[0], list)
-        is_chat = is_turns or (prompt is not None and not limits.raw)
-        templated += [is_chat and bool(tokenizer.chat_template)] * (1 + len(completions))
-    ids = encode_texts(tokenizer, texts, templated)
+    rendered: list[_Rendered] = []
+    for (prompt, completions), name in zip(groups, where, strict=True):
+        try:
+            rendered.append(_rendered(tokenizer, prompt, completions, limits.raw, limits.date))
+        except TemplateRefusal as error:
+            action = f"{error.action[0].upper()}{error.action[1:]}."
+            raise DataError.at(name, f"the chat template {error.got}", "turns that it takes", action) from error
+    _say_losses(tokenizer, [each.loses_text for each in rendered], where)
+    texts = [text for each in rendered for text in (each.opening, *each.wholes)]
+    ids = encode_texts(tokenizer, texts, [each.is_templated for each in rendered for _ in (0, *each.wholes)])
     special, bos = set(tokenizer.all_special_ids), tokenizer.bos_token_id
-    found, at = [], 0
-    for (_, completions), name in zip(groups, where, strict=True):
-        opening, sequences = ids[at], ids[at + 1 : at + 1 + len(completions)]
-        at += 1 + len(completions)
-        found.append(_fit(opening, sequences, limits, special, bos, name))
+    found: list[TokenGroup | None] = []
+    at = 0
+    for each, name in zip(rendered, where, strict=True):
+        opening, sequences = ids[at], ids[at + 1 : at + 1 + len(each.wholes)]
+        at += 1 + len(sequences)
+        group = _fit(opening, sequences, limits, special, bos, name)
+        found.append(None if group is None else replace(group, loses_text=each.loses_text))
     return found
+
+
+def _say_losses(tokenizer: PreTrainedTokenizerBase, losses: Sequence[tuple[bool, ...]], where: Sequence[str]) -> None:
+    count = sum(map(sum, losses))
+    if count:
+        first = next(name for name, lost in zip(where, losses, strict=True) if any(lost))
+        _say_once(str(tokenizer.chat_template), count, sum(map(len, losses)), first)
+
+
+_said: set[str] = set()
+
+
+def _say_once(template: str, count: int, of: int, first: str) -> None:
+    """Once for each template: where a policy reasons, every step of its training would say it."""
+    if template not in _said:
+        _said.add(template)
+        logger.warning(
+            "the chat template leaves out text of %s of %s completions, such as reasoning in <think>, and no model sees it; "
+            "the first is at %s",
+            f"{count:,}", f"{of:,}", first,
+        )  # fmt: skip
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], templated: list[bool]) -> list[list[int]]:

@@ -123,7 +123,7 @@ def test_a_template_without_system_turns(chat, tokenizer):
         tokenizer.chat_template = template
         assert made.opening(messages) == joined
     tokenizer.chat_template = "{{ raise_exception('no turns') }}"
-    with pytest.raises(ValueError, match=r"cannot put the question \(no turns\)"):
+    with pytest.raises(ValueError, match=r"cannot put the question \(it refuses these turns \(no turns\)\)"):
         made.opening(messages)
 
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rewarden.endogenous import GAMMA, Aggregation, prompt_values, response_scores, token_rewards
 from rewarden.hf.batches import by_token_budget
+from rewarden.hf.chat_template import TemplateRefusal
 from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel, TokenLogits
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces
 from rewarden.hf.tokens import Limits, TokenGroup, render, tokenise
-from rewarden.messages import Message, Text
+from rewarden.messages import Text, as_turns, in_place_of
 
 Groups = Sequence[Sequence[Text]]
 Tick = Callable[[int], object]
@@ -215,15 +215,9 @@ class EndogenousScorer:
         where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
         asked = [self._with_system(prompt, name) for prompt, name in zip(prompts, where, strict=True)]
         pairs = list(zip(asked, completions, strict=True))
-        try:
-            if self.system is not None and pairs:
-                self._check_template(*pairs[0])
-            found = tokenise(self.tokenizer, pairs, self.limits, where=where)
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template of {self.model.name} refuses these turns ({error}); "
-                + ("leave out the system turn" if self.system is not None else "check their roles and order")
-            ) from error
+        if self.system is not None and pairs:
+            self._check_template(*pairs[0])
+        found = tokenise(self.tokenizer, pairs, self.limits, where=where)
         groups = [group for group in found if group is not None]
         assert len(groups) == len(found)  # the limits of this scorer truncate
         for group, name in zip(groups, where, strict=True):
@@ -243,7 +237,7 @@ class EndogenousScorer:
             )
         if self.system is None:
             return prompt
-        turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns = as_turns(prompt, "user")
         if isinstance(prompt, str) and self.limits.raw:
             raise ValueError(
                 f"{where} is plain text that is used raw, which has no turns, and there is a system turn; "
@@ -253,11 +247,15 @@ class EndogenousScorer:
             raise ValueError(
                 f"{where} has a system turn of its own, and the scorer has one for all prompts; take one of the two out"
             )
-        return [{"role": "system", "content": self.system}, *turns]
+        return in_place_of(turns, [{"role": "system", "content": self.system}, *turns])
 
     def _check_template(self, prompt: Text, completions: Sequence[Text]) -> None:
         """A template that skips system turns would give every persona the same reward."""
-        text, _ = render(self.tokenizer, prompt, completions[0], raw=self.limits.raw)
+        try:
+            text, _ = render(self.tokenizer, prompt, completions[0], raw=self.limits.raw)
+        except TemplateRefusal as error:
+            action = "leave out the system turn"
+            raise ValueError(f"the chat template of {self.model.name} {error.got}; {action}") from error
         if self.system is not None and self.system.strip() not in text:
             raise ValueError(
                 f"the chat template of {self.model.name} leaves the system turn out; put the persona into the prompts, or "

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewarden.hf.batches import by_token_budget, make_batch, num_tokens
+from rewarden.hf.chat_template import TemplateRefusal, render_turns
 from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel
 from rewarden.hf.model.reward_model import Layout
@@ -188,13 +188,9 @@ class LocalChat:
         reason = "the system message is missing from its text"
         for turns in ways:
             try:
-                text = str(
-                    self.tokenizer.apply_chat_template(
-                        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                    )
-                )
-            except TemplateError as error:
-                reason = str(error)
+                text = render_turns(self.tokenizer, turns, opens_answer=True, enable_thinking=False)
+            except TemplateRefusal as error:
+                reason = f"it {error.got}"
                 continue
             if system.strip() in text:
                 return text
