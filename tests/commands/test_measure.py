@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from rewarden.benchmarks import BENCHMARKS
-from rewarden.commands.measure import EvaluationData, comparisons, measure, progress_bar
+from rewarden.commands.measure import EvaluationData, comparisons, measure
 from rewarden.data import GoldGroup, Pair
 from rewarden.hf.scoring.scorer import CompletionScore
 
@@ -79,9 +79,3 @@ def test_models_are_compared_on_all_of_it(material: EvaluationData) -> None:
     values = [each.results["benchmarks"]["llmbar"]["overall"] for each in (up, down)]
     assert benchmark["difference"]["value"] == pytest.approx(values[0] - values[1])
     assert comparisons({"up": up}, seed=0) == []
-
-
-def test_the_bar_takes_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(3, "work") as progress:
-        progress(3)
-    assert "work: 100%" in capsys.readouterr().err

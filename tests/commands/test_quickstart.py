@@ -25,10 +25,19 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_data")
 def test_the_whole_story_in_small(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "quick"
-    command = f"quickstart --model {tiny} --output {output} --epochs 1 --max-length 48".split()
+    command = f"quickstart --model {tiny} --output {output} --epochs 1 --max-length 48 --pairs 24".split()
     assert main(command) == 0
     said = capsys.readouterr()
     assert said.out.strip().splitlines()[-1].endswith(f"{output / 'report.html'}")
+    assert said.err.startswith("Completions are cut to 192 tokens")
+    for number, name in enumerate(("bradley-terry", "info-bottleneck", "bayesian-ensemble"), start=1):
+        assert f"[{number} of 3] {name}: training" in said.err
+        assert f"[{number} of 3] {name}: scoring: 100%" in said.err
+    assert "no estimate of the whole" in said.err  # only rewarden-tiny has been timed
+    finding = said.out.strip().splitlines()[-3]
+    assert finding.startswith("By paired tests the three models cannot be told apart")
+    assert "On arena every model is" in finding or "On arena " in finding
+    assert "next, a policy that optimises one of them: rewarden align --reward" in said.out
     results = json.loads((output / "results.json").read_text())
     assert list(results["models"]) == ["bradley-terry", "info-bottleneck", "bayesian-ensemble"]
     for model in results["models"].values():
@@ -36,6 +45,9 @@ def test_the_whole_story_in_small(tiny: Path, tmp_path: Path, capsys: pytest.Cap
         assert model["best_of_n"]["n_prompts"] == 6
         assert model["training"]["data"]["read"] == 24
     page = (output / "report.html").read_text()
+    for fact in ("Before you read on", "data: arena", "UTC", "Worst pairs"):
+        assert fact in page
+    assert (output / "report.html").stat().st_size < 1_500_000
     for model in results["models"].values():
         assert f"{model['sets']['llmbar']['accuracy']['value']:.3f}" in page
 

@@ -55,13 +55,12 @@ def inspect(args: Data) -> dict[str, Any]:
     Raises:
         ValueError: On data that cannot be read as preference pairs, an unknown model, or a bad threshold.
     """
-    from tqdm import tqdm
-
     from rewarden.data import load_pairs
     from rewarden.evaluation.data_summary import summarise
     from rewarden.evaluation.data_warnings import warnings
     from rewarden.files import content_hash
     from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.progress import progress
 
     if not 0 < args.near <= 1:
         raise ValueError(f"--near is {args.near}; expected above 0 and at most 1; 0.8 is usual")
@@ -69,7 +68,7 @@ def inspect(args: Data) -> dict[str, Any]:
     pairs = {name: load_pairs(source) for name, source in sources.items()}
     tokenizer = load_tokenizer(args.model)
     files: dict[str, Any] = {}
-    with tqdm(total=sum(map(len, pairs.values())), desc="inspect", unit="pair", file=sys.stderr) as bar:
+    with progress(sum(map(len, pairs.values())), "inspect", "pair") as bar:
         for name, own in pairs.items():
             summary = summarise(own, _lengths(tokenizer, own, bar.update), near=args.near, seed=args.seed)
             files[name] = {"file": sources[name], "sha256": content_hash(sources[name]), **summary}

@@ -80,7 +80,15 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         results = {"models": models, "comparisons": found}
     write_results(args.output, results, measured, material)
     title = f"Evaluation of {names[0] if len(names) == 1 else f'{len(names)} reward models'}"
-    write_page(args.output / "report.html", models, title=title, comparisons=found)
+    write_page(
+        args.output / "report.html",
+        models,
+        title=title,
+        material=material,
+        measured=measured,
+        seed=args.seed,
+        comparisons=found,
+    )
     return results
 
 
@@ -167,14 +175,15 @@ def _paths(args: Evaluate) -> dict[str, str]:
 
 def _measured(args: Evaluate, entered: Sequence[EvaluatedModel], material: EvaluationData) -> dict[str, Measured]:
     """What every model made of the material, one after the other."""
-    from rewarden.commands.measure import measure, progress_bar
+    from rewarden.commands.measure import measure
     from rewarden.commands.output.score_cache import ScoreCache
+    from rewarden.hf.progress import progress
 
     found = {}
-    with progress_bar(len(entered) * material.completions, "evaluate") as progress:
+    with progress(len(entered) * material.completions, "evaluate", "completion") as bar:
         for entrant in entered:
             kept = ScoreCache(entrant.scorer(), args.output / "rewards", entrant.identity(), reuse=args.resume)
-            found[entrant.name] = measure(kept, material, seed=args.seed, progress=progress)
+            found[entrant.name] = measure(kept, material, seed=args.seed, progress=bar.update)
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +116,3 @@ def comparisons(measured: Mapping[str, Measured], *, seed: int) -> list[dict[str
     first = next(iter(measured.values()))
     measures = {key: {label: each.items[key] for label, each in measured.items()} for key in first.items}
     return compare_models(measures, seed=seed)
-
-
-@contextmanager
-def progress_bar(completions: int, label: str) -> Iterator[Progress]:
-    """A progress bar on stderr; what it yields takes the number of completions scored since the last call."""
-    from tqdm import tqdm
-
-    with tqdm(total=completions, desc=label, unit="completion", file=sys.stderr) as bar:
-        yield bar.update

@@ -152,12 +152,12 @@ def _compared(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The average, and how it does on held-out pairs beside its members and the mean of their rewards."""
     import torch
-    from tqdm import tqdm
 
     from rewarden import merging
+    from rewarden.hf.progress import progress
 
     runs = len(members) + 1 + args.steps - 2
-    with tqdm(total=2 * len(pairs) * runs, desc="merge", unit="completion", file=sys.stderr) as bar:
+    with progress(2 * len(pairs) * runs, "merge", "completion") as bar:
         judge = Judge(scorer, pairs, args.seed, bar.update)
         rewards: list[Tensor] = []
         ends: list[Mapping[str, Tensor]] = []

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rewarden.commands.measure import EvaluationData, Measured, comparisons, measure, progress_bar
+from rewarden.commands.measure import Measured, comparisons, measure
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.commands.options.train import Train
 from rewarden.commands.output.leaderboard_table import print_table
+from rewarden.commands.output.provenance import say
 from rewarden.commands.output.results_files import write_page
 from rewarden.commands.train import train
 from rewarden.core import Method
 from rewarden.files import write_text
+from rewarden.hf.progress import progress
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck
+from rewarden.report.models.verdict import verdict
+
+if TYPE_CHECKING:
+    from rewarden.commands.build.quickstart_plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Quickstart:
     """Folder for models, results.json and report.html."""
     model: str = "rewarden-tiny"
     """Backbone: a folder, a hub id, or the embedded rewarden-tiny."""
+    pairs: int = 900
+    """Training pairs, of the 1,600 that come with the package."""
     epochs: float = 1.0
     """Passes over the training pairs, for each method."""
     max_completion_length: int = 192
@@ -60,37 +69,42 @@ METHODS: dict[str, Method] = {
 
 
 def quickstart(args: Quickstart) -> dict[str, Any]:
-    """Train, evaluate, write; returns what results.json holds."""
-    from rewarden.assets import DATA
-    from rewarden.data import load_gold, load_pairs
+    """Train, evaluate, write; returns what results.json holds.
+
+    Raises:
+        ValueError: When there are not as many training pairs, or the limits leave no room.
+    """
+    from rewarden.commands.build.quickstart_plan import plan
+    from rewarden.commands.build.scored_once import ScoredOnce
+    from rewarden.hf.tokens import Limits
 
     started = time.monotonic()
-    sets = _by_source(load_pairs(DATA / "eval.jsonl.gz")) | {"llmbar": load_pairs(DATA / "llmbar.jsonl.gz")}
-    gold = load_gold(DATA / "gold.jsonl.gz")
-    material = EvaluationData(sets, gold)
+    planned = plan(args.model, Limits(args.max_length, args.max_completion_length), args.pairs)
+    say(planned.says_what_is_cut(args.max_completion_length))
+    say(_announced(args, planned))
     measured: dict[str, Measured] = {}
     models: dict[str, dict[str, Any]] = {}
-    for name, method in METHODS.items():
+    for number, (name, method) in enumerate(METHODS.items(), start=1):
+        place = f"[{number} of {len(METHODS)}] {name}"
         folder = args.output / name
-        record = _trained(args, method, folder)
-        scorer = ScoringOptions().scorer(folder)
-        with progress_bar(material.completions, f"evaluate {name}") as progress:
-            measured[name] = measure(scorer, material, seed=args.seed, progress=progress)
+        say(f"{place}: training")
+        record = _trained(args, method, folder, planned.rows)
+        with progress(planned.material.completions, f"{place}: scoring", "completion") as bar:
+            scorer = ScoredOnce(ScoringOptions().scorer(folder))
+            measured[name] = measure(scorer, planned.material, seed=args.seed, progress=bar.update)
         models[name] = measured[name].results | {"training": _training(record)}
     found = comparisons(measured, seed=args.seed)
     results = {"models": models, "comparisons": found, "seconds": time.monotonic() - started}
     write_text(args.output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    half = (
-        models["bradley-terry"]["best_of_n"]["gain"]["high"] - models["bradley-terry"]["best_of_n"]["gain"]["low"]
-    ) / 2
     write_page(
         args.output / "report.html",
         models,
         title="Three reward models from the same real preferences",
+        material=planned.material,
+        measured=measured,
+        seed=args.seed,
         notes=(
-            f"Every number here was measured in this run, with seed {args.seed}, on the backbone {args.model}.",
-            f"Best-of-n uses {len(gold)} held-out prompts with answers of up to 16 language models: the interval of its gain is "
-            f"about plus or minus {half:.2f} gold points, so small differences between methods mean nothing.",
+            f"Every number here was measured in this run, on the backbone {args.model}, after {args.pairs:,} training pairs.",
             "LLMBar is built against judges that go by style: a reward model that has learned style scores below chance on it.",
         ),
         comparisons=found,
@@ -98,14 +112,24 @@ def quickstart(args: Quickstart) -> dict[str, Any]:
     return results
 
 
-def _trained(args: Quickstart, method: Method, folder: Path) -> dict[str, Any]:
-    """Train into the folder, continue there, or take what an earlier run with the same options finished."""
-    from rewarden.assets import DATA
+def _announced(args: Quickstart, planned: Plan) -> str:
+    """What is about to happen, and about how long it takes."""
+    import torch
 
+    what = f"{len(METHODS)} reward models ({', '.join(METHODS)}), each from {args.pairs:,} pairs, then put to the test"
+    if args.model != "rewarden-tiny" or torch.cuda.is_available():
+        return f"{what}. Only rewarden-tiny on a CPU has been timed, so there is no estimate of the whole."
+    threads = torch.get_num_threads()
+    minutes = max(1, round(planned.seconds(len(METHODS), args.epochs, threads) / 60))
+    cores = "core" if threads == 1 else "cores"
+    return f"{what}: about {minutes} min on {threads} idle {cores}. A stopped run continues where it was."
+
+
+def _trained(args: Quickstart, method: Method, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Train into the folder, continue there, or take what an earlier run with the same options finished."""
     stage_one = args.output / "bradley-terry" if method.needs_teacher else None
     options = Train(
         model=args.model,
-        train=(str(DATA / "train.jsonl.gz"),),
         output=folder,
         method=method,  # type: ignore[arg-type]
         epochs=args.epochs,
@@ -126,13 +150,7 @@ def _trained(args: Quickstart, method: Method, folder: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_text(mark, wanted_text)
-    return train(replace(options, resume=True))
-
-
-def _by_source(pairs: list[Any]) -> dict[str, list[Any]]:
-    """Arena pairs (judged by GPT-4) and HH-RLHF helpful pairs (judged by people) apart."""
-    arena = [pair for pair in pairs if pair.source.startswith("arena")]
-    return {"arena": arena, "hh-helpful": [pair for pair in pairs if not pair.source.startswith("arena")]}
+    return train(replace(options, resume=True), rows=rows)
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:
@@ -155,4 +173,19 @@ def main(args: Quickstart) -> None:
         print(json.dumps(results, allow_nan=False))
         return
     print_table(results["models"], results["comparisons"])
-    print(f"measured in {results['seconds']:.0f} s; report: {args.output / 'report.html'}")
+    print(_concluded(args, results))
+
+
+def _concluded(args: Quickstart, results: dict[str, Any]) -> str:
+    """What was found in plain words, where the report is, and what to do next."""
+    from rewarden.assets import DATA
+
+    found = " ".join(verdict(results["models"], results["comparisons"]))
+    chosen = args.output / next(iter(METHODS))
+    prompts = shlex.quote(str(DATA / "train.jsonl.gz"))
+    return (
+        f"{found}\n"
+        f"next, a policy that optimises one of them: rewarden align --reward {shlex.quote(str(chosen))} --prompts {prompts} "
+        f"--output {shlex.quote(str(args.output.with_name('first-policy')))} --steps 50 --stop-on mop\n"
+        f"measured in {results['seconds']:.0f} s; report: {args.output / 'report.html'}"
+    )

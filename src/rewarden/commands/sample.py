@@ -211,10 +211,10 @@ def with_system(prompt: Text, system: str | None) -> Text:
 
 def _of_file(args: Sample) -> dict[str, Any]:
     from rewarden.align.prompts import prompt_of
-    from rewarden.commands.measure import progress_bar
     from rewarden.commands.output.carried_columns import carried
     from rewarden.commands.output.computed_rows import write_or_keep
     from rewarden.files import read_rows
+    from rewarden.hf.progress import progress
 
     assert args.prompts is not None and args.output is not None
     rows = list(read_rows(args.prompts))
@@ -226,8 +226,8 @@ def _of_file(args: Sample) -> dict[str, Any]:
     kept = carried(stays, source=args.prompts, output=args.output, own={})
     numbers = [int(where.rpartition("row ")[2]) for where, _ in rows]
     speaker = Speaker.load(args)
-    with progress_bar(len(rows) * args.samples, "sample") as progress:
-        found = speaker(prompts, args.samples, rows=numbers, progress=progress)
+    with progress(len(rows) * args.samples, "sample", "completion") as bar:
+        found = speaker(prompts, args.samples, rows=numbers, progress=bar.update)
     computed = [{"completions": answers.completions, "truncated": answers.truncated} for answers in found]
     written = [row | new for row, new in zip(kept.rows, computed, strict=True)]
     write_or_keep(args.output, written, computed, kept.types)

@@ -63,17 +63,17 @@ def score(args: Score) -> dict[str, Any]:
     Raises:
         ValueError: On bad data, a folder without a model, or a reward that is not finite.
     """
-    from rewarden.commands.measure import progress_bar
     from rewarden.commands.output.computed_rows import write_or_keep
     from rewarden.data import load_candidates
+    from rewarden.hf.progress import progress
 
     _check(args)
     groups = load_candidates(args.input)
     kept = _carried(args, groups)
     scorer = _scorer(args)
     total = sum(len(group.completions) for group in groups)
-    with progress_bar(total, "score") as progress:
-        scores, tokens = _scored(args, scorer, groups, progress)
+    with progress(total, "score", "completion") as bar:
+        scores, tokens = _scored(args, scorer, groups, bar.update)
     added = [columns(group, found) for group, found in zip(groups, scores, strict=True)]
     if args.tokens:
         added = [new | token_column(found) for new, found in zip(added, tokens, strict=True)]

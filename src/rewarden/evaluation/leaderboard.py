@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from rewarden.evaluation.comparison import Place, places
 
+MARKS: dict[Place, str] = {"best": " ★", "level": " ≈", "behind": ""}
+"""What stands behind the number of a model, on the page and in the terminal: the highest, not to be told from it, behind."""
+
 
 @dataclass(frozen=True)
 class Column:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rewarden.report import plots
+from rewarden.report.numbers import fixed
 from rewarden.report.plots import Results, is_number
 
 DASH = "–"
@@ -33,7 +34,7 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or value != value:
         return DASH
     if isinstance(value, float):
-        return f"{value:,.{digits}f}"
+        return fixed(value, digits)
     return f"{value:,}" if is_number(value) else escaped(value)
 
 
@@ -89,13 +90,19 @@ def model_names(models: Results) -> list[str]:
 
 
 def how_to_read(text: str) -> str:
-    """The box at the head of a section; `text` is HTML."""
-    return f"<p class=how><strong>How to read this.</strong> {' '.join(text.split())}</p>"
+    """The explanation at the head of a section, folded away; `text` is HTML."""
+    return details("How to read this", f"<p>{' '.join(text.split())}</p>", kind="how")
 
 
-def details(summary: str, content: str) -> str:
-    """Content that is folded away; nothing when there is none."""
-    return f"<details><summary>{summary}</summary>{content}</details>" if content else ""
+def details(summary: str, content: str, *, kind: str = "") -> str:
+    """Content that is folded away, but not on paper; nothing when there is none. `kind` is a class of the style sheet."""
+    mark = f" class={kind}" if kind else ""
+    return f"<details{mark}><summary>{summary}</summary>{content}</details>" if content else ""
+
+
+def items(sentences: Sequence[str]) -> str:
+    """Sentences in plain text as a list; nothing when there is none."""
+    return f"<ul>{''.join(f'<li>{escaped(each)}</li>' for each in sentences)}</ul>" if sentences else ""
 
 
 def table(caption: str, head: Sequence[str], groups: Sequence[Group]) -> str:

@@ -42,8 +42,17 @@ SCRIPT = """
       each(group, plot => { if (plot.offsetParent) Plotly.Plots.resize(plot); });
     }));
   });
-  addEventListener("beforeprint", () => { root.classList.add("print"); draw(true); });
-  addEventListener("afterprint", () => { root.classList.remove("print"); draw(false); });
+  const folded = [];
+  addEventListener("beforeprint", () => {
+    root.classList.add("print");
+    document.querySelectorAll("details:not([open])").forEach(each => { folded.push(each); each.open = true; });
+    draw(true);
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("print");
+    folded.splice(0).forEach(each => { each.open = false; });
+    draw(false);
+  });
   dark.addEventListener("change", () => draw(false));
   draw(false);
 })();
@@ -65,7 +74,9 @@ header p,.how,.caption,li{max-width:48rem} header p{margin:.3rem 0}
 nav{display:flex;flex-wrap:wrap;gap:.2rem .4rem;padding:.5rem 0;margin-top:.5rem;background:var(--paper)}
 nav a{padding:.3rem .7rem;border:1px solid var(--line);border-radius:2rem;text-decoration:none;font-size:.9rem}
 section{margin-top:1.5rem;padding-top:1.5rem;border-top:1px solid var(--line)}
-.how{background:var(--panel);border-left:3px solid var(--line);padding:.6rem .9rem;margin:.5rem 0 1rem;font-size:.95rem}
+.how{border-left:3px solid var(--line);padding:.1rem .9rem;margin:.5rem 0 1rem;font-size:.95rem;color:var(--soft)}
+.how p{color:var(--ink);margin:.3rem 0} .verdict-lead{font-size:1.2rem;line-height:1.4}
+header ul{margin:.3rem 0 .8rem;padding-left:1.2rem}
 .scroll{overflow-x:auto;background:linear-gradient(var(--paper),var(--paper)) right/1.5rem 100% no-repeat local,
   linear-gradient(to left,var(--shade),transparent) right/.8rem 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:min(100%,30rem)}
@@ -87,9 +98,22 @@ figure{margin:0;min-width:0;break-inside:avoid} figure[hidden]{display:none} fig
 .low{background:color-mix(in srgb,var(--low) var(--part),transparent)}
 .beside{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}
 .cell{display:block;padding:.3rem .6rem;border-radius:.2rem;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.pair{display:grid;gap:.3rem 1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));margin:1rem 0 2rem;
+  border-left:3px solid var(--line);padding-left:.8rem}
+.pair>*{min-width:0} .pair .asked{grid-column:1/-1}
+.pair h4{margin:.4rem 0 .2rem;font-size:.87rem;color:var(--soft);font-weight:600}
+.text{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.6rem .8rem;max-height:18rem;overflow:auto;
+  border-radius:.3rem;font-size:.95rem;margin:0 0 .3rem}
+.asked .text{color:var(--soft)}
+.text b{display:block;font-size:.8rem} .text .turn+.turn{margin-top:.5rem} .text em{color:var(--soft)}
+.said{display:flex;flex-wrap:wrap;gap:0 1rem;font-size:.87rem;color:var(--soft);font-variant-numeric:tabular-nums;
+  margin:0 0 .6rem} .said b{color:var(--ink);font-weight:600}
+.long summary{background:var(--panel);padding:.6rem .8rem;border-radius:.3rem;font-size:.95rem;overflow-wrap:anywhere}
+.long[open] summary{color:var(--soft);max-height:1.6rem;overflow:hidden;padding:.1rem .8rem} .long{margin:0}
 code{font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 @media (min-width:60rem){nav{position:sticky;top:0;z-index:5}}
-@media print{body{max-width:none;padding:0;font-size:10pt} nav,select,label,.hint{display:none}
+@media print{details::details-content{content-visibility:visible;height:auto} .text{max-height:none}
+  body{max-width:none;padding:0;font-size:10pt} nav,select,label,.hint{display:none}
   .scroll{overflow:visible;background:none} table{font-size:8pt} tr,.how{break-inside:avoid}
   th,td{padding-right:.5rem;min-width:0} th:first-child{position:static} h2,h3,.legend,.group{break-after:avoid}}
 """

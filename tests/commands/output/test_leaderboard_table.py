@@ -41,11 +41,20 @@ def test_the_best_is_marked_and_names_are_no_markup(capsys: pytest.CaptureFixtur
     assert "[red]a" in shown
     assert "0.800 ≈" in shown
     assert "0.200 ≈" not in shown
-    assert "0.500 [0.100, 0.900]" in shown
+    assert "0.900 ★" in shown
+    assert "0.500 [0.100, 0.900] ★" in shown
     assert "≈: not distinguishable" in " ".join(shown.split())
 
 
 def test_one_model_has_no_marks(capsys: pytest.CaptureFixture[str]) -> None:
     interval = {"value": 0.6, "low": 0.5, "high": 0.7}
     print_table({"a": {"sets": {"x": {"accuracy": interval}}, "best_of_n": None}})
-    assert "≈" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "≈" not in shown
+    assert "★" not in shown
+
+
+def test_what_rounds_to_zero_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    interval = {"value": -0.0002, "low": -0.25, "high": 0.0001}
+    print_table({"a": {"sets": {}, "best_of_n": {"n": [2], "gain": interval}}})
+    assert "0.000 [-0.250, 0.000]" in capsys.readouterr().out

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rewarden.commands.measure import EvaluationData, Measured
-from rewarden.commands.output.results_files import PAIR_COLUMNS, SET_COLUMNS, write_results
+from rewarden.commands.output.results_files import PAIR_COLUMNS, SET_COLUMNS, data_hashes, write_results
+from rewarden.data import load_pairs
 from rewarden.files import write_text
 
 FOUND = {
@@ -63,3 +64,15 @@ def test_text_is_written_at_once(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "ä")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ä"
+
+
+def test_the_facts_say_what_was_measured_on() -> None:
+    one = load_pairs([{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    other = load_pairs([{"prompt": "p", "chosen": "a", "rejected": "c"}])
+    (first,), (again,), (second,) = (
+        data_hashes(EvaluationData({"x": each})).items() for each in (one, list(one), other)
+    )
+    assert first == again
+    assert first[0] == second[0] == "data: x"
+    assert first[1].startswith("1 rows, sha256 ")
+    assert first[1] != second[1]

@@ -46,4 +46,3 @@ def test_older_results_have_no_laws() -> None:
     old = result()
     del old["best_of_n"]["laws"]
     assert "Fitted laws" not in best_of_n({"a": old}, {})
-    assert "Not measured" in best_of_n({"a": {"best_of_n": None}}, {})

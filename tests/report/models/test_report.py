@@ -16,6 +16,7 @@ import pytest
 from rewarden.assets import PLOTLY
 from rewarden.report import plots
 from rewarden.report.models.report import write_report
+from rewarden.report.models.worst import WorstPair
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -205,7 +206,7 @@ def test_contents_and_descriptions_point_at_what_exists(tmp_path: Path) -> None:
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = [(attributes.get("href") or "")[1:] for tag, attributes in reader.tags if tag == "a"]
-    assert targets == ["summary", "accuracy", "calibration", "length", "best-of-n", "training", "facts"]
+    assert targets == ["summary", "length", "accuracy", "calibration", "best-of-n", "training", "facts"]
     described = [a[key] for _, a in reader.tags for key in ("aria-labelledby", "aria-describedby") if key in a]
     assert described
     assert set(targets) | set(described) <= set(ids)
@@ -253,7 +254,8 @@ def test_a_model_keeps_its_colour_where_another_has_no_numbers(tmp_path: Path) -
 def test_without_best_of_n_and_training(tmp_path: Path) -> None:
     result = {"method": {"method": "BradleyTerry"}, "sets": {"eval": pairs(0.6)}}
     page, reader = write(tmp_path / "report.html", {"bt": result})
-    assert "Not measured for any of these models." in reader.text
+    assert "Not measured: benchmarks (--benchmark NAME) and best of n (--gold FILE)." in reader.text
+    assert not [name for name in re.findall(r'<section id="([\w-]+)"', page) if name in ("best-of-n", "training")]
     assert not [name for name in figures(page) if "best" in name or "history" in name]
 
 
@@ -287,3 +289,60 @@ def test_refuses_no_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got no models, expected at least one .*: pass models="):
         write_report(tmp_path / "report.html", models={}, title="t")
     assert not list(tmp_path.iterdir())
+
+
+def lopsided() -> dict[str, Any]:
+    """Fifteen pairs, all right, all with the longer completion chosen, all cut."""
+    found = pairs(1.0) | {"n_pairs": 15, "n_prompts": 15, "ties": 0, "truncated": 15}
+    part = {"n_pairs": 15, "ties": 0, "accuracy": {"value": 1.0, "low": 0.796, "high": 1.0}}
+    empty = {"n_pairs": 0, "ties": 0, "accuracy": interval(None)}
+    found["accuracy"] = part["accuracy"]
+    found["by_length"] = {"chosen_longer": part, "chosen_shorter": empty, "bins": []}
+    return {"method": {"method": "BradleyTerry"}, "sets": {"small": found}}
+
+
+def test_the_page_begins_with_the_finding_and_what_stands_against_it(tmp_path: Path) -> None:
+    _, reader = write(tmp_path / "report.html", {"m": lopsided()})
+    head = reader.text[: reader.text.index("How to read this")]
+    for words in (
+        "On small m is above chance (100 %).",
+        "Few data: small has 15 prompts.",
+        "Cut to the length limits: 15 of the 15 pairs of small.",
+        "In 100 % of the pairs of small the chosen completion is the longer one",
+        "All of 15 right on small by m: the true share may be as low as 80 %.",
+    ):
+        assert words in head
+
+
+def test_worst_pairs_stand_with_their_texts_and_long_ones_are_folded(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    found = WorstPair(
+        set="eval",
+        where="file.jsonl, row 3",
+        prompt=[{"role": "user", "content": evil}],
+        chosen=[{"role": "assistant", "content": "short"}],
+        rejected="x" * 3000,
+        gaps={"a": -1.5, "b": -0.25},
+        lengths=(1, 750),
+        truncated=True,
+    )
+    page, reader = write(tmp_path / "report.html", {"a": full(), "b": full()}, worst_pairs=[found])
+    section = page[page.index('<section id="worst">') : page.index('<section id="accuracy">')]
+    assert evil not in section
+    for words in (
+        "1. eval, file.jsonl, row 3",
+        "-1.500",
+        "-0.250",
+        "cut to the length limits",
+        "750 tokens",
+        evil,
+        "short",
+    ):
+        assert words in reader.text
+    assert section.count("<details class=long>") == 1
+    assert "x" * 3000 in section
+
+
+def test_a_page_of_three_models_is_small(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", models={"a": full(), "b": full(), "c": full()}, title="t")
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000

@@ -70,23 +70,6 @@ def test_turns_are_the_same_however_they_are_spaced() -> None:
     assert len(reference.to("Hi [1]")) == 0
 
 
-def test_prompts_are_readable() -> None:
-    turns = json.dumps([{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": [{"type": "text"}]}])
-    shown = examples.prompt_of(turns)
-    assert shown.count("<div class=turn>") == 2
-    assert "<b>system</b>Be &lt;brief&gt;." in shown
-    assert "[{&quot;type&quot;: &quot;text&quot;}]" in shown
-    for plain in ("[1] is what?", '[{"role": "user"', '[{"a": 1}]', "[{}]", "[{" * 5000):
-        assert "class=turn" not in examples.prompt_of(plain)
-    assert examples.text_of("") == "<em>(empty)</em>"
-    assert examples.text_of(None) == "null"
-
-
-def test_long_texts_say_what_is_cut() -> None:
-    assert examples.text_of("x" * 4000) == "x" * 4000
-    assert examples.text_of("&" * 5234).endswith("&amp;<em> … and 1,234 more characters</em>")
-
-
 def test_outlying_completions_beside_reference_responses(hacked_run: Path, read_page: Callable[..., Any]) -> None:
     text = examples.examples(read_run(hacked_run))
     assert re.findall(r"data-moment=\"moment-(\d+)\"", text) == ["1", "20", "40", "60", "80", "100", "120"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MARKS = {"best": "[bold]{}[/bold]", "level": "{} ≈", "behind": "{}"}
+from rewarden.report.numbers import fixed
 
 
 def print_table(models: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]] = ()) -> None:
     """Every model on every set and benchmark with its 95 % interval, and the best-of-n gain.
 
-    With several models the best of a column is bold, and those that cannot be told from it are marked with ≈.
+    With several models the best of a column has a ★, and those that cannot be told from it an ≈, as on the page.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from rewarden.evaluation.leaderboard import columns
+    from rewarden.evaluation.leaderboard import MARKS, columns
 
     found = columns(models, comparisons)
     title = "accuracy and benchmark scores, with 95 % intervals clustered by prompt (pairs: chance is 0.500)"
@@ -33,12 +33,12 @@ def print_table(models: Mapping[str, Mapping[str, Any]], comparisons: Sequence[M
             text = (
                 "-" if interval is None else _interval(interval, sign=column.kind == "best_of_n") + column.note(model)
             )
-            mark = MARKS[column.places.get(model, "behind")] if len(models) > 1 else "{}"
-            cells.append(mark.format(escape(text)))
+            mark = MARKS[column.places.get(model, "behind")] if len(models) > 1 else ""
+            cells.append(escape(text + mark))
         table.add_row(escape(model), *cells)
     if len(models) > 1:
         table.caption = (
-            "bold: the highest; ≈: not distinguishable from it (paired test over prompts, Holm-corrected p >= 0.05)"
+            "★: the highest; ≈: not distinguishable from it (paired test over prompts, Holm-corrected p >= 0.05)"
         )
         table.caption_justify = "left"
     console = Console()
@@ -48,8 +48,8 @@ def print_table(models: Mapping[str, Mapping[str, Any]], comparisons: Sequence[M
 
 
 def _interval(found: Mapping[str, float | None], *, sign: bool = False) -> str:
-    shape = "+.3f" if sign else ".3f"
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return format(value, shape) + ("" if low is None or high is None else f" [{low:{shape}}, {high:{shape}}]")
+    ends = "" if low is None or high is None else f" [{fixed(low, sign=sign)}, {fixed(high, sign=sign)}]"
+    return fixed(value, sign=sign) + ends

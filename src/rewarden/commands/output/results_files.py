@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -93,18 +94,51 @@ def write_page(
     models: dict[str, dict[str, Any]],
     *,
     title: str,
+    material: EvaluationData,
+    measured: Mapping[str, Measured],
+    seed: int,
     notes: tuple[str, ...] = (),
     comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """The report, with what is needed to repeat it."""
     import shlex
+    from datetime import UTC, datetime
 
     from rewarden.commands.output.provenance import versions
+    from rewarden.commands.output.worst_pairs import worst_pairs
     from rewarden.report.models.report import write_report
 
     command = "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    facts = {"command": command} | versions()
-    write_report(path, models=models, title=title, notes=notes, facts=facts, comparisons=comparisons)
+    facts = {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "seed": f"{seed}"}
+    write_report(
+        path,
+        models=models,
+        title=title,
+        notes=notes,
+        facts=facts | data_hashes(material) | versions(),
+        comparisons=comparisons,
+        worst_pairs=worst_pairs(material, measured),
+    )
+
+
+def data_hashes(material: EvaluationData) -> dict[str, str]:
+    """What was measured on, so that a later run can tell whether it is the same.
+
+    Returns:
+        By "data: NAME" the number of rows and the SHA-256 of their texts, whatever file they came from.
+    """
+    found: dict[str, tuple[int, Any]] = {
+        name: (len(pairs), [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs])
+        for name, pairs in material.sets.items()
+    }
+    for name, (_, items) in material.benchmarks.items():
+        found[name] = (len(items), [(item.prompt, item.completions, item.correct) for item in items])
+    if material.gold is not None:
+        found["gold"] = (len(material.gold), [(g.prompt, g.completions, g.gold) for g in material.gold])
+    return {
+        f"data: {name}": f"{rows:,} rows, sha256 {hashlib.sha256(json.dumps(texts).encode()).hexdigest()}"
+        for name, (rows, texts) in found.items()
+    }
 
 
 def _sets(results: Mapping[str, Any]) -> list[dict[str, Any]]:

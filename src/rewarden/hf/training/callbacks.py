@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rewarden.hf.progress import progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Progress(TrainerCallback):
@@ -20,9 +23,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where a resumed run stands."""
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.label, file=sys.stderr, unit="step"
-            )
+            self.bar = progress(state.max_steps, self.label, "step", done=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """One step further."""

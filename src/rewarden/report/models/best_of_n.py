@@ -13,8 +13,6 @@ from rewarden.report.plots import Plot, Results, is_number
 def best_of_n(models: Results, figures: dict[str, Any]) -> str:
     """What picking by each model buys in gold, against n; the HTML of the section."""
     found = {name: result["best_of_n"] for name, result in models.items() if result.get("best_of_n")}
-    if not found:
-        return "<p>Not measured for any of these models.</p>"
     how = """For every prompt the model picks its favourite out of n completions, and a gold score that it never saw
         judges the pick. Over-optimisation shows where the model's own reward (the proxy) keeps rising with n while the
         gold score stalls or falls. The oracle picks by the gold score itself: nothing can do better. The KL below n is

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewarden.evaluation.comparison import SIGNIFICANT
-from rewarden.evaluation.leaderboard import Column, columns
+from rewarden.evaluation.leaderboard import MARKS, Column, columns
 from rewarden.report import html, plots
 from rewarden.report.plots import CHANCE, Results, is_number
 
@@ -43,14 +43,13 @@ def summary(models: Results, comparisons: Comparisons) -> str:
 _CHANCE = {"set": f"{CHANCE:.1f}", "benchmark": html.DASH, "best_of_n": "0"}
 _SUBTITLES = {"set": "accuracy", "benchmark": "benchmark, overall", "best_of_n": "gain"}
 _TITLES = {"best_of_n": "best of n"}
-_PLACES = {"best": " ★", "level": " ≈", "behind": ""}
 
 
 def _cell(column: Column, model: str, number: int) -> str:
     found = column.intervals.get(model)
     if found is None:
         return html.DASH
-    mark = _PLACES[column.places.get(model, "behind")] if number > 1 else ""
+    mark = MARKS[column.places.get(model, "behind")] if number > 1 else ""
     if column.kind == "set":
         return html.interval(found, CHANCE, _WORDS, mark=mark)
     if column.kind == "best_of_n":

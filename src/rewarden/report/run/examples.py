@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,11 @@ from rewarden.report.html import escaped, how_to_read
 from rewarden.report.plots import is_number
 from rewarden.report.run.folder import COMPONENT, REFERENCE, Row, RunFolder, read_columns, rollout_files
 from rewarden.report.run.summary import short
+from rewarden.report.texts import prompt_key, prompt_of, text_of
 
-STEPS, COMPLETIONS, REFERENCES, CHARACTERS = 6, 3, 2, 4_000
-"""Steps besides those of the first alarm and the best checkpoint; completions of a step, each of another prompt; reference
-responses beside each; and characters of a text. The page says what it leaves out."""
+STEPS, COMPLETIONS, REFERENCES = 6, 3, 2
+"""Steps besides those of the first alarm and the best checkpoint; completions of a step, each of another prompt; and reference
+responses beside each. The page says what it leaves out."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ReferenceAnswers:
         """From rows of "prompt", "completion", and perhaps "reward" and "latent_distance"."""
         by_prompt: dict[str, list[Row]] = {}
         for row in rows:
-            by_prompt.setdefault(_key(row.get("prompt")), []).append(row)
+            by_prompt.setdefault(prompt_key(row.get("prompt")), []).append(row)
         return cls(by_prompt, sorted(row["latent_distance"] for row in rows if is_number(row.get("latent_distance"))))
 
     def to(self, prompt: Any) -> Sequence[Row]:
         """Its responses to a prompt, in the order of the file; empty when it was not asked that."""
-        return self.by_prompt.get(_key(prompt), ())
+        return self.by_prompt.get(prompt_key(prompt), ())
 
     def gain(self, row: Row) -> float | None:
         """How much more a completion earned than the reference responses to its prompt on average; reward units."""
@@ -119,7 +119,7 @@ def most_outlying(rows: Sequence[Row], reference: ReferenceAnswers) -> tuple[str
     order = sorted(range(len(rows)), key=lambda place: -scores[place] if is_number(scores[place]) else float("inf"))
     first: dict[str, Row] = {}
     for place in order:
-        first.setdefault(_key(rows[place].get("prompt")), rows[place])
+        first.setdefault(prompt_key(rows[place].get("prompt")), rows[place])
     return name, list(first.values())[:COMPLETIONS]
 
 
@@ -176,41 +176,3 @@ def _said(row: Row, reference: ReferenceAnswers | None = None) -> str:
             parts.append(f"<span>{escaped(name)}&nbsp;<b>{number}</b>{f' ({note})' if note else ''}</span>")
     parts += ["<span><b>truncated</b></span>"] if row.get("truncated") else []
     return f"<p class=said>{''.join(parts)}</p>"
-
-
-def text_of(text: Any) -> str:
-    """A text as HTML that cannot be markup, cut where it is very long."""
-    whole = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    if not whole:
-        return "<em>(empty)</em>"
-    cut = f"<em> … and {len(whole) - CHARACTERS:,} more characters</em>" if len(whole) > CHARACTERS else ""
-    return escaped(whole[:CHARACTERS]) + cut
-
-
-def prompt_of(prompt: Any) -> str:
-    """A prompt as HTML: plain text, or its chat turns one below the other."""
-    turns = _turns(prompt)
-    if turns is None:
-        return text_of(prompt)
-    return "".join(
-        f"<div class=turn><b>{escaped(turn['role'])}</b>{text_of(turn.get('content'))}</div>" for turn in turns
-    )
-
-
-def _turns(prompt: Any) -> list[dict[str, Any]] | None:
-    """Chat turns out of a prompt; None when it is plain text, which may well begin with a bracket."""
-    found = prompt
-    if isinstance(prompt, str) and prompt.lstrip().startswith("["):
-        try:
-            found = json.loads(prompt)
-        except (ValueError, RecursionError):
-            return None
-    if not isinstance(found, list) or not found:
-        return None
-    return found if all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in found) else None
-
-
-def _key(prompt: Any) -> str:
-    """What makes two prompts the same: the text, or the turns however their JSON is spaced."""
-    turns = _turns(prompt)
-    return str(prompt) if turns is None else json.dumps(turns, sort_keys=True)

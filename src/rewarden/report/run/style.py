@@ -33,6 +33,7 @@ SCRIPT = """
 
 STYLE = """
 :root{--alarm:#D55E00;--best:#009E73}
+.outlier .text{border-left:3px solid var(--alarm)}
 .cards{display:grid;gap:.7rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));margin:1rem 0}
 .card{background:var(--panel);border-top:3px solid var(--line);padding:.6rem .9rem;min-width:0}
 .card h3{margin:0;font-size:.87rem;font-weight:500;color:var(--soft)} .card small{margin-top:.2rem}
@@ -48,16 +49,6 @@ STYLE = """
 .moments{display:flex;flex-wrap:wrap;gap:.4rem;margin:1rem 0}
 .moments .key[aria-pressed=false]{opacity:1;text-decoration:none}
 .moments .key[aria-pressed=true]{background:var(--ink);color:var(--paper)}
-.pair{display:grid;gap:.3rem 1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));margin:1rem 0 2rem;
-  border-left:3px solid var(--line);padding-left:.8rem}
-.pair>*{min-width:0} .pair .asked{grid-column:1/-1}
-.pair h4{margin:.4rem 0 .2rem;font-size:.87rem;color:var(--soft);font-weight:600}
-.text{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.6rem .8rem;max-height:18rem;overflow:auto;
-  border-radius:.3rem;font-size:.95rem;margin:0 0 .3rem}
-.asked .text{color:var(--soft)} .outlier .text{border-left:3px solid var(--alarm)}
-.text b{display:block;font-size:.8rem} .text .turn+.turn{margin-top:.5rem} .text em{color:var(--soft)}
-.said{display:flex;flex-wrap:wrap;gap:0 1rem;font-size:.87rem;color:var(--soft);font-variant-numeric:tabular-nums;
-  margin:0 0 .6rem} .said b{color:var(--ink);font-weight:600}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.7rem .9rem}
 @media print{.moment[hidden]{display:block!important} .moments{display:none} .text{max-height:none}}
 """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewarden.report.html import as_typed, escaped, how_to_read
+from rewarden.report.numbers import fixed
 from rewarden.report.plots import is_number
 from rewarden.report.run.folder import MONITOR, RunFolder
 
@@ -103,4 +104,4 @@ def short(value: float) -> str:
     """A measured number with three decimals, or three digits where it is large or tiny."""
     if value and not 0.001 <= abs(value) < 1e4:
         return as_typed(float(f"{value:.3g}"))
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return fixed(value) if abs(value) < 100 else fixed(value, 1)
