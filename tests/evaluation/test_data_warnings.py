@@ -49,6 +49,10 @@ def test_nothing_to_say_about_clean_data() -> None:
         ({"prompts": 99}, "only 99 distinct prompts"),
         ({"rows": 360, "prompts": 120}, "360 pairs share 120 prompts"),
         ({"near_prompts__prompts": 2, "near_prompts__pairs": 5}, "2 prompts with a near-duplicate in the same file (5"),
+        (
+            {"near_prompts__prompts": 2, "near_prompts__bounded": 1},
+            "when you split. 1 prompt had more candidates than were compared: there may be others.",
+        ),
         ({"columns__margin": {"rows": 120, "doubtful": 0}}, "training ignores it unless --margin-scale"),
         ({"columns__agreement": {"rows": 120, "doubtful": 0}}, "training ignores it unless --use-agreement"),
         ({"columns__margin": {"rows": 60, "doubtful": 0}}, "column margin in 60 of 120 rows: --margin-scale will be"),
@@ -97,7 +101,7 @@ def test_style_rules_are_said_in_one_sentence_if_they_cover_enough() -> None:
 
 
 def test_between_files() -> None:
-    near = {"prompts": [1, 2], "pairs": [3, 4], "matches": 2, "examples": []}
+    near = {"prompts": [1, 2], "pairs": [3, 4], "matches": 2, "examples": [], "bounded": 0}
     row = {"first": "a", "second": "b", "prompts": 5, "pairs": [6, 7], "same_pairs": 0, "contradictory_pairs": 1}
     found = warnings({}, [row | {"near": near}])
     assert [warning["files"] for warning in found] == [["a", "b"]] * 3

@@ -28,7 +28,7 @@ LONG = "one two three four five six seven eight nine ten"
 def test_distinct_prompts_ignore_case_and_punctuation() -> None:
     found = distinct_prompts(pairs(("Why?", "a", "b"), ("why", "c", "d"), ("How?", "e", "f")))
     assert [(prompt.text, prompt.pairs) for prompt in found.values()] == [("Why?", 2), ("How?", 1)]
-    assert next(iter(found.values())).words == {"why"}
+    assert [prompt.rows for prompt in found.values()] == [[1, 2], [3]]
 
 
 def test_the_prompt_of_a_conversation_is_what_the_user_says() -> None:
@@ -52,7 +52,10 @@ def test_near_duplicates_within_a_file() -> None:
     rows = pairs((LONG, "a", "b"), (LONG + " eleven", "a", "b"), (LONG + " eleven", "c", "d"), ("other", "a", "b"))
     found = near_within(distinct_prompts(rows), near=0.9)
     assert {key: found[key] for key in ("prompts", "pairs", "matches")} == {"prompts": 2, "pairs": 3, "matches": 1}
-    assert found["examples"] == [{"similarity": 10 / 11, "first": LONG, "second": LONG + " eleven"}]
+    assert found["examples"] == [{"similarity": 10 / 11, "first": LONG, "second": LONG + " eleven", "rows": [1, 2]}]
+    assert (found["clusters"], found["largest"]) == (1, 2)
+    assert found["shown"] == [{"prompts": 2, "rows": [1, 2], "text": LONG}]
+    assert (found["skipped"], found["bounded"]) == (0, 0)
     assert near_within(distinct_prompts(rows), near=0.92)["matches"] == 0
 
 
@@ -79,6 +82,7 @@ def test_between_files_by_hand() -> None:
     near = found["near"]
     assert (near["prompts"], near["pairs"], near["matches"]) == ([1, 1], [1, 1], 1)
     assert near["examples"][0]["second"] == LONG + " eleven"
+    assert near["examples"][0]["rows"] == [3, 4]
 
 
 def test_shared_prompts_are_not_counted_again_as_near() -> None:

@@ -19,8 +19,8 @@ from rewarden.data import Pair, pair_key
 from rewarden.evaluation.bootstrap import cluster_ids, mean_interval
 from rewarden.evaluation.prompt_overlap import contradictions, distinct_prompts, exact_key, near_within
 from rewarden.evaluation.shortcuts import LONGER, audit, preference_slope_interval, ratio_intervals, style_differences
+from rewarden.evaluation.word_sets import jaccard, words
 from rewarden.messages import Text
-from rewarden.near_duplicates import jaccard, words
 from rewarden.tree.layout import Forest, Tree
 
 LIMITS = (512, 1024, 2048)

@@ -78,7 +78,7 @@ def _prompts(found: Mapping[str, Any]) -> Iterator[str]:
     if near["prompts"]:
         yield (
             f"{_count(near['prompts'], 'prompt')} with a near-duplicate in the same file ({_count(near['pairs'], 'pair')}): "
-            "keep them on one side when you split."
+            f"keep them on one side when you split.{_bounded(near)}"
         )
 
 
@@ -164,7 +164,15 @@ def _between(row: Mapping[str, Any]) -> Iterator[str]:
             f"near-duplicates besides: {_count(near['prompts'][0], 'prompt')} of the first "
             f"({_count(near['pairs'][0], 'pair')}), "
             f"{near['prompts'][1]:,} of the second ({near['pairs'][1]:,}). Remove them from the training file."
+            f"{_bounded(near)}"
         )
+
+
+def _bounded(near: Mapping[str, Any]) -> str:
+    """What a search that was cut short may have missed."""
+    if not near["bounded"]:
+        return ""
+    return f" {_count(near['bounded'], 'prompt')} had more candidates than were compared: there may be others."
 
 
 def _count(number: int, noun: str) -> str:

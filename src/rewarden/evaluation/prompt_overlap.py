@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from rewarden.data import Pair, pair_key
-from rewarden.near_duplicates import Match, near_duplicates, near_duplicates_within, words
+from rewarden.evaluation.near_duplicates import NearDuplicates, near_duplicates, near_duplicates_within
+from rewarden.evaluation.word_sets import words
 
-_EXAMPLES = 5
-_SHOWN = 200  # characters of a prompt in an example
+SHOWN = 20
+"""How many rows, groups and clusters are named; the counts beside them count all."""
+
+_SHOWN_LETTERS = 200  # of a prompt in an example
 
 
-@dataclass(frozen=True)
+@dataclass
 class DistinctPrompt:
     """A distinct prompt of a file."""
 
     text: str
     """As it stands where it occurs first."""
-    pairs: int
-    """How many pairs have it."""
-    words: frozenset[str]
-    """For the search for near-duplicates."""
+    rows: list[int]
+    """The rows that have it, from 1."""
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs have it."""
+        return len(self.rows)
+
+
+def row_number(pair: Pair) -> int:
+    """The row of its file that a pair stands in: in JSON Lines the line, from 1."""
+    return int(pair.where.rpartition("row ")[2])
 
 
 def prompt_text(pair: Pair) -> str:
@@ -40,36 +51,67 @@ def prompt_text(pair: Pair) -> str:
     return "".join(left for left, _ in same) or chosen
 
 
-def exact_key(pair: Pair) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected as JSON: what two pairs must share to be the same, letter by letter."""
-    return json.dumps(pair.prompt), json.dumps(pair.chosen), json.dumps(pair.rejected)
+def exact_key(pair: Pair) -> tuple[bytes, bytes, bytes]:
+    """Digests of prompt, chosen and rejected: what two pairs must share to be the same, letter by letter."""
+    prompt, chosen, rejected = (
+        hashlib.blake2b(json.dumps(text).encode(), digest_size=16).digest()
+        for text in (pair.prompt, pair.chosen, pair.rejected)
+    )
+    return prompt, chosen, rejected
 
 
-def contradictions(pairs: Iterable[Pair], others: Mapping[tuple[str, str, str], int]) -> int:
+def turned(key: tuple[bytes, bytes, bytes]) -> tuple[bytes, bytes, bytes]:
+    """The `exact_key` of the pair with chosen and rejected swapped."""
+    return key[0], key[2], key[1]
+
+
+def contradictions(pairs: Iterable[Pair], others: Mapping[tuple[bytes, bytes, bytes], Any]) -> int:
     """How many of `pairs`, ties aside, are among `others` with chosen and rejected swapped."""
-    swapped = ((prompt, rejected, chosen) for prompt, chosen, rejected in map(exact_key, pairs) if chosen != rejected)
-    return sum(key in others for key in swapped)
+    return sum(turned(exact_key(pair)) in others for pair in pairs if not pair.is_tie)
 
 
-def distinct_prompts(pairs: Sequence[Pair]) -> dict[str, DistinctPrompt]:
+def distinct_prompts(pairs: Iterable[Pair]) -> dict[str, DistinctPrompt]:
     """The distinct prompts by `pair_key`, in order of first appearance."""
-    keys = [pair_key(pair) for pair in pairs]
-    first = {key: prompt_text(pair) for key, pair in zip(reversed(keys), reversed(pairs), strict=True)}
-    return {key: DistinctPrompt(first[key], number, words(first[key])) for key, number in Counter(keys).items()}
+    found: dict[str, DistinctPrompt] = {}
+    for pair in pairs:
+        key = pair_key(pair)
+        if key not in found:
+            found[key] = DistinctPrompt(prompt_text(pair), [])
+        found[key].rows.append(row_number(pair))
+    return found
 
 
 def near_within(prompts: Mapping[str, DistinctPrompt], *, near: float) -> dict[str, Any]:
     """Near-duplicates among the distinct prompts of a file.
 
     Returns:
-        "prompts" that have any, "pairs" with these prompts, "matches" found, and up to 5 "examples", the most alike
-        first: "similarity", "first" and "second" text, cut at 200 characters.
+        "prompts" that have any, "pairs" with these prompts, "matches" found, "clusters", which matches connect, and the
+        "largest" of them (prompts); "shown": up to 20 clusters, the largest first, with their "prompts" (number), up to
+        20 "rows", one of each prompt, and the "text" of the first; up to 5 "examples", the most alike first:
+        "similarity", "first" and "second" text, cut at 200 characters, and their "rows". "skipped" and "bounded" as in
+        `NearDuplicates`: 0 where the search was exact.
     """
     own = list(prompts.values())
-    matches = near_duplicates_within([prompt.words for prompt in own], threshold=near)
-    touched = [own[index] for index in {index for match in matches for index in match[:2]}]
-    affected = {"prompts": len(touched), "pairs": sum(prompt.pairs for prompt in touched)}
-    return affected | {"matches": len(matches), "examples": _examples(matches, own, own)}
+    found = near_duplicates_within((words(prompt.text) for prompt in own), threshold=near)
+    shown = [
+        {
+            "prompts": len(cluster),
+            "rows": [own[index].rows[0] for index in cluster[:SHOWN]],
+            "text": _cut(own[cluster[0]].text),
+        }
+        for cluster in found.clusters[:SHOWN]
+    ]
+    return {
+        "prompts": len(found.left),
+        "pairs": sum(own[index].pairs for index in found.left),
+        "matches": found.matches,
+        "clusters": len(found.clusters),
+        "largest": len(found.clusters[0]) if found.clusters else 0,
+        "shown": shown,
+        "examples": _examples(found, own, own),
+        "skipped": found.skipped,
+        "bounded": found.bounded,
+    }
 
 
 def between(
@@ -93,37 +135,45 @@ def between(
         there with chosen and rejected swapped; "near": near-duplicates other than the shared prompts, "prompts" and
         "pairs" [of the first, of the second], "matches", "examples" as in `near_within`.
     """
-    shared = prompts[0].keys() & prompts[1].keys()
-    exact = {exact_key(pair): 1 for pair in second}
+    shared = [key for key in prompts[0] if key in prompts[1]]
+    exact = {exact_key(pair) for pair in second}
     own = [list(side.values()) for side in prompts]
-    places = [list(side) for side in prompts]
-    found = near_duplicates([p.words for p in own[0]], [p.words for p in own[1]], threshold=near)
-    matches = [match for match in found if places[0][match.left] != places[1][match.right]]
-    touched = [{match.left for match in matches}, {match.right for match in matches}]
+    places = [{key: place for place, key in enumerate(side)} for side in prompts]
+    found = near_duplicates(
+        *((words(prompt.text) for prompt in side) for side in own),
+        threshold=near,
+        apart=[(places[0][key], places[1][key]) for key in shared],
+    )
+    touched = (found.left, found.right)
     return {
         "prompts": len(shared),
         "pairs": [sum(side[key].pairs for key in shared) for side in prompts],
         "same_pairs": sum(exact_key(pair) in exact for pair in first),
-        "contradictory_pairs": contradictions(first, exact),
+        "contradictory_pairs": contradictions(first, dict.fromkeys(exact)),
         "near": {
             "prompts": [len(side) for side in touched],
             "pairs": [sum(own[side][index].pairs for index in touched[side]) for side in (0, 1)],
-            "matches": len(matches),
-            "examples": _examples(matches, *own),
+            "matches": found.matches,
+            "examples": _examples(found, *own),
+            "skipped": found.skipped,
+            "bounded": found.bounded,
         },
     }
 
 
 def _examples(
-    matches: Sequence[Match], left: Sequence[DistinctPrompt], right: Sequence[DistinctPrompt]
+    found: NearDuplicates, left: Sequence[DistinctPrompt], right: Sequence[DistinctPrompt]
 ) -> list[dict[str, Any]]:
-    best = sorted(matches, key=lambda match: (-match.similarity, match))[:_EXAMPLES]
-    texts = [(left[match.left].text, right[match.right].text) for match in best]
     return [
-        {"similarity": match.similarity, "first": _cut(one), "second": _cut(other)}
-        for match, (one, other) in zip(best, texts, strict=True)
+        {
+            "similarity": match.similarity,
+            "first": _cut(left[match.left].text),
+            "second": _cut(right[match.right].text),
+            "rows": [left[match.left].rows[0], right[match.right].rows[0]],
+        }
+        for match in found.closest
     ]
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 1] + "…"
