@@ -202,7 +202,7 @@ def test_how_large_the_correlation_of_unrelated_numbers_is(pairs: int, level: fl
 
 @pytest.mark.slow
 def test_a_batch_keeps_about_half_of_the_spread_of_lengths() -> None:
-    from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.model.loading import load_tokenizer
     from rewarden.hf.tokens import Limits
     from rewarden.hf.training.pairs import LengthGroups, PairDataset, training_pairs
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from rewarden.hf.attention import families
 from rewarden.hf.batches import make_batch
-from rewarden.hf.model.causal_model import OutputHead, load_trainable
+from rewarden.hf.model.causal_model import load_trainable
+from rewarden.hf.model.language_head import OutputHead
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.tokens import TokenGroup
 from rewarden.methods.policy_feedback import PolicyStates

@@ -59,7 +59,7 @@ def inspect(args: Data) -> dict[str, Any]:
     from rewarden.evaluation.data_summary import summarise
     from rewarden.evaluation.data_warnings import warnings
     from rewarden.files import content_hash
-    from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.model.loading import load_tokenizer
     from rewarden.hf.progress import progress
 
     if not 0 < args.near <= 1:

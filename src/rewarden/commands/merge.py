@@ -233,15 +233,14 @@ def _member(folder: Path) -> Member:
     Raises:
         ValueError: When the folder holds no rewarden model.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
+    from rewarden.hf.model.loading import load_config, load_tokenizer
     from rewarden.hf.model.reward_model import RewardModelConfig
 
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is not a trained reward model (no config.json); give folders that `rewarden train` wrote"
         )
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(str(folder))
     if not isinstance(config, RewardModelConfig):
         raise ValueError(
             f"{folder} holds a {config.model_type} model, not a reward model; give folders that `rewarden train` wrote"
@@ -255,7 +254,7 @@ def _member(folder: Path) -> Member:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return Member(folder, config, _fingerprint(AutoTokenizer.from_pretrained(folder)), record, digest.hexdigest())
+    return Member(folder, config, _fingerprint(load_tokenizer(str(folder))), record, digest.hexdigest())
 
 
 def _fingerprint(tokenizer: Any) -> str:

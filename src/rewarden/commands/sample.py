@@ -86,8 +86,8 @@ class Speaker:
             ValueError: When there is none, it is no causal language model, or options are out of range.
         """
         from rewarden.hf.generation.token_choice import Sampling
-        from rewarden.hf.model.backbone import load_tokenizer
         from rewarden.hf.model.causal_model import load_trainable
+        from rewarden.hf.model.loading import load_tokenizer
 
         sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
         tokenizer = load_tokenizer(args.model)

@@ -64,7 +64,7 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
 def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[TrainingData, dict[str, Any]]:
     """The pairs as tokens, with labels flipped if asked for, and what the record says about the data."""
     from rewarden.data import load_pairs, shared_prompts
-    from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.model.loading import load_tokenizer
     from rewarden.hf.tokens import Limits
     from rewarden.hf.training.pairs import PairTokens, training_pairs
 

@@ -11,7 +11,7 @@ from rewarden.hf.generation import sampler
 from rewarden.hf.generation.passes import can_share
 from rewarden.hf.generation.sampler import Sampled, completion_text, end_tokens, sample
 from rewarden.hf.generation.token_choice import Sampling, row_uniforms
-from rewarden.hf.model.backbone import load_tokenizer
+from rewarden.hf.model.loading import load_tokenizer
 
 from ..attention.test_families import CASES
 from .test_passes import causal

@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from rewarden.hf.model.causal_model import CausalModel, OutputHead
+from rewarden.hf.model.causal_model import CausalModel
+from rewarden.hf.model.language_head import OutputHead
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.methods.bradley_terry import BradleyTerry
 
@@ -136,8 +137,8 @@ def test_what_is_refused(tmp_path, write_backbone, backbones, monkeypatch) -> No
     for folder, message in {
         str(tmp_path / "distil"): "and a distilbert is no causal language model; give one as published",
         str(tmp_path / "trained"): "and this is a trained reward model; give",
-        backbones["llama"]: r"the files lack weights of the language model \(lm_head.weight\)",
-        backbones["bert"]: "this bert is an encoder",
+        backbones["llama"]: r"the files lack 1 weight of a LlamaForCausalLM \(lm_head.weight\)",
+        write_backbone("bert", language_model=True): "this bert is an encoder",
     }.items():
         with pytest.raises(ValueError, match=message):
             CausalModel.load(folder)
@@ -147,12 +148,12 @@ def test_what_is_refused(tmp_path, write_backbone, backbones, monkeypatch) -> No
 
 def test_a_head_that_does_something_else_is_refused(write, monkeypatch) -> None:
     folder = write(CONFIGS["logit_scale"])
-    monkeypatch.setattr("rewarden.hf.model.causal_model._scale", lambda _: 1.0)
+    monkeypatch.setattr("rewarden.hf.model.language_head._scale", lambda _: 1.0)
     with pytest.raises(ValueError, match=r"the logits of a cohere differ by .* from its output embedding with scale 1"):
         CausalModel.load(folder)
 
 
 def test_a_body_without_a_head_is_refused(write_backbone, tmp_path) -> None:
     AutoModel.from_pretrained(write_backbone("gpt_neox", language_model=True)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the files lack weights"):
+    with pytest.raises(ValueError, match="the files lack 1 weight of a GPTNeoXForCausalLM"):
         CausalModel.load(str(tmp_path))

@@ -149,7 +149,7 @@ def _policy(args: Align) -> tuple[Policy, Any]:
 
     from rewarden.align.policy import Policy
     from rewarden.hf.model.adapters import add_lora
-    from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.model.loading import load_tokenizer
 
     lora = args.plain_adapters()
     tokenizer = load_tokenizer(args.policy)

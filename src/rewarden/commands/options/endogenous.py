@@ -150,9 +150,9 @@ def scores_identity(model: Path | None, options: ScoringOptions, endogenous: End
         return identity(trained, options)
     folder, commit = Path(resolve(endogenous.endogenous)), None
     if not folder.is_dir():  # on the hub, where a commit names all files
-        from transformers import AutoConfig
+        from rewarden.hf.model.loading import load_config
 
-        commit = AutoConfig.from_pretrained(endogenous.endogenous)._commit_hash
+        commit = load_config(endogenous.endogenous)._commit_hash
     files = identity([*trained, folder] if commit is None else trained, options)
     reference = None if endogenous.reference is None else content_hash(endogenous.reference)
     return hashlib.sha256(json.dumps([files, asdict(endogenous), commit, reference]).encode()).hexdigest()

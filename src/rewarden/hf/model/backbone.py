@@ -1,32 +1,14 @@
-"""Find and load what a reward model starts from: a language model, an encoder, or another reward model."""
+"""What a reward model starts from: a language model, an encoder, or another reward model whose head is replaced."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewarden import methods
-from rewarden.assets import EMBEDDED, resolve
+from rewarden.assets import resolve
 from rewarden.core import Method
+from rewarden.hf.model.loading import load_config
 from rewarden.hf.model.reward_model import Layout, RewardModel, RewardModelConfig
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token (the end-of-sequence token where it has none).
-
-    Raises:
-        ValueError: When there is no such model, or it has no tokenizer.
-    """
-    _check(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_unknown(name, "no tokenizer could be loaded", error)) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def build_model(name: str, method: Method, *, layout: Layout = "auto", seed: int = 0) -> RewardModel:
@@ -35,17 +17,9 @@ def build_model(name: str, method: Method, *, layout: Layout = "auto", seed: int
     Raises:
         ValueError: When there is no such model, or it cannot be loaded.
     """
-    _check(name)
-    try:
-        kind = AutoConfig.from_pretrained(resolve(name)).model_type
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_unknown(name, "the model could not be loaded", error)) from error
-    try:
-        if kind == RewardModelConfig.model_type:
-            return reheaded(RewardModel.load(resolve(name), layout=layout), method, seed=seed)
-        return RewardModel.from_backbone(resolve(name), method, layout=layout, seed=seed)
-    except (OSError, KeyError) as error:
-        raise ValueError(_unknown(name, "the model could not be loaded", error)) from error
+    if load_config(name).model_type == RewardModelConfig.model_type:
+        return reheaded(RewardModel.load(resolve(name), layout=layout), method, seed=seed)
+    return RewardModel.from_backbone(resolve(name), method, layout=layout, seed=seed)
 
 
 def reheaded(model: RewardModel, method: Method, *, seed: int) -> RewardModel:
@@ -73,21 +47,3 @@ def reheaded(model: RewardModel, method: Method, *, seed: int) -> RewardModel:
     if fresh.language_head is not None and model.language_head is not None:
         fresh.language_head.load_state_dict(model.language_head.state_dict())
     return fresh.use_layout("tree" if model.layout == "tree" else "padded")
-
-
-def _check(name: str) -> None:
-    """A path that does not exist would otherwise be looked up on the hub, with a puzzling error."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if name not in EMBEDDED and looks_like_path and not Path(name).is_dir():
-        raise ValueError(
-            f"model {name!r}: there is no such folder; give a folder with a config.json, a hub id such as Qwen/Qwen3-0.6B, "
-            f"or {', '.join(EMBEDDED)}"
-        )
-
-
-def _unknown(name: str, what: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:240]
-    return (
-        f"model {name!r}: {what} ({type(error).__name__}: {reason}); "
-        f"give a folder with a config.json, a hub id that can be reached, or {', '.join(EMBEDDED)}"
-    )

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from rewarden import methods
 from rewarden.core import Method, RewardOutput
 from rewarden.hf.attention import families, segments
-from rewarden.hf.model.language_head import LanguageModel, load_language_model, token_output
+from rewarden.hf.model.language_head import check_plain, load_language_model, token_output
+from rewarden.hf.model.loading import load_config, load_weights
 from rewarden.tree.layout import Forest
 
 logger = logging.getLogger(__name__)
@@ -103,10 +104,14 @@ class RewardModel(PreTrainedModel):
             ValueError: When `layout` is "tree" and the backbone cannot use it, or the method reads a language-model head and
                 the model has none that can be used.
         """
+        head: Tensor | None = None
         if method.uses_language_model:
-            pretrained, language_head = load_language_model(name)
+            found = load_language_model(name)
+            check_plain(name, found.head)
+            pretrained, head = found.body, None if found.is_tied else found.head.weight.detach()
         else:
-            pretrained, language_head = LanguageModel(AutoModel.from_pretrained(name, dtype=torch.float32), None)
+            _check_one_stack(name, load_config(name))
+            pretrained = load_weights(AutoModel, name)
         _drop_pooler(pretrained)
         fields = pretrained.config.to_dict()
         for private in ("_name_or_path", "transformers_version", "architectures", "dtype"):
@@ -116,14 +121,14 @@ class RewardModel(PreTrainedModel):
             method=methods.to_dict(method),
             pooling="last" if families.is_causal(pretrained) else "mean",
             pad_token_id=getattr(pretrained.config, "pad_token_id", None),
-            language_head=_kind(language_head) if method.uses_language_model else None,
+            language_head=("tied" if head is None else "own") if method.uses_language_model else None,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config)
         model.backbone.load_state_dict(pretrained.state_dict())
         if model.language_head is not None:
-            model.language_head.load_state_dict({"weight": language_head})
+            model.language_head.load_state_dict({"weight": head})
         return model.use_layout(layout)
 
     @classmethod
@@ -131,9 +136,9 @@ class RewardModel(PreTrainedModel):
         """A saved reward model in evaluation mode.
 
         Raises:
-            ValueError: When `layout` is "tree" and the backbone cannot use it.
+            ValueError: When the folder is damaged or lacks weights, or `layout` is "tree" and the backbone cannot use it.
         """
-        model = cls.from_pretrained(folder, dtype=dtype)
+        model: Any = load_weights(cls, folder, dtype=dtype)
         with torch.no_grad():
             for parameter in model.parameters():
                 # Weights mapped from a file may be unaligned, and CPU kernels then sum in another order: rewards would differ
@@ -263,8 +268,12 @@ def pool(
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
-def _kind(language_head: Tensor | None) -> str:
-    return "tied" if language_head is None else "own"
+def _check_one_stack(name: str, config: PreTrainedConfig) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model {name!r}: a {config.model_type} is an encoder with a decoder, and a reward model has one stack of layers; "
+            "give a causal language model or an encoder such as BERT"
+        )
 
 
 def _drop_pooler(backbone: PreTrainedModel) -> None:

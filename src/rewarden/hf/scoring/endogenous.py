@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rewarden.endogenous import GAMMA, Aggregation, prompt_values, response_scores, token_rewards
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.chat_template import TemplateRefusal
-from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel, TokenLogits
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces

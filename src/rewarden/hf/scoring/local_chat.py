@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rewarden.hf.batches import by_token_budget, make_batch, num_tokens
 from rewarden.hf.chat_template import TemplateRefusal, render_turns
-from rewarden.hf.model.backbone import load_tokenizer
 from rewarden.hf.model.causal_model import CausalModel
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.tokens import TokenGroup, render
 from rewarden.judging.answers import Answer, Question, best, without_longer

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rewarden import methods
 from rewarden.core import RewardOutput, select
 from rewarden.hf.batches import by_token_budget, make_batch
+from rewarden.hf.model.loading import load_config, load_tokenizer
 from rewarden.hf.model.reward_model import Layout, RewardModel, RewardModelConfig
 from rewarden.hf.tokens import Limits, TokenGroup, tokenise
 from rewarden.messages import Text
@@ -103,7 +104,7 @@ class Scorer:
             raise ValueError(
                 f"{folder} is not a trained reward model (no config.json); give a folder that `rewarden train` wrote"
             )
-        kind = AutoConfig.from_pretrained(folder).model_type
+        kind = load_config(str(folder)).model_type
         if kind != RewardModelConfig.model_type:
             raise ValueError(
                 f"{folder} holds a {kind} model, not a reward model; train one from it with `rewarden train`"
@@ -115,7 +116,7 @@ class Scorer:
         limits = replace(limits, over_long="truncate", raw=limits.raw if raw is None else raw)
         if batch_tokens is None:
             batch_tokens = 4096 if device == "cpu" else 16384
-        return cls(model, AutoTokenizer.from_pretrained(folder), limits, shaping, batch_tokens)
+        return cls(model, load_tokenizer(str(folder)), limits, shaping, batch_tokens)
 
     def __call__(
         self,
