@@ -50,7 +50,7 @@ from rewarden.assets import DATA, resolve
 from rewarden.commands.build import align_run
 from rewarden.commands.options.align import Align
 from rewarden.data import load_gold
-from rewarden.hf.model.backbone import load_tokenizer
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.tokens import TokenGroup
 from rewarden.monitors.monitor_set import MonitorSet
 

@@ -29,7 +29,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from rewarden.assets import DATA, model_path
 from rewarden.data import Pair, load_pairs
 from rewarden.files import read_rows
-from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.model.backbone import build_model
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training import fit
 from rewarden.hf.training.pairs import PairDataset, training_pairs

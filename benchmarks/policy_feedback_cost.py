@@ -28,7 +28,8 @@ from rewarden.align.r2m.retraining import RewardedGroup, retrain
 from rewarden.assets import DATA
 from rewarden.data import load_gold
 from rewarden.hf.batches import make_batch
-from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.model.backbone import build_model
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits, tokenise
 from rewarden.methods.bradley_terry import BradleyTerry

@@ -26,7 +26,7 @@ from rewarden.data import load_gold
 from rewarden.hf.generation.passes import can_share
 from rewarden.hf.generation.sampler import sample
 from rewarden.hf.generation.token_choice import Sampling, row_uniforms
-from rewarden.hf.model.backbone import load_tokenizer
+from rewarden.hf.model.loading import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ import tyro
 from rewarden.assets import DATA
 from rewarden.data import load_gold
 from rewarden.hf.batches import num_tokens
-from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.model.backbone import build_model
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.scoring.scorer import Scorer
 from rewarden.hf.tokens import Limits, tokenise
 from rewarden.hf.training import fit

@@ -19,7 +19,8 @@ import tyro
 from rewarden.assets import DATA
 from rewarden.core import PairInfo, select
 from rewarden.data import load_pairs
-from rewarden.hf.model.backbone import build_model, load_tokenizer
+from rewarden.hf.model.backbone import build_model
+from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training.pairs import LengthGroups, PairCollator, PairDataset, TokenPair, training_pairs

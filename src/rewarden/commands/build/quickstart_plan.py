@@ -84,7 +84,7 @@ def plan(model: str, limits: Limits, pairs: int) -> Plan:
     from rewarden.assets import DATA
     from rewarden.data import load_gold, load_pairs
     from rewarden.files import read_rows
-    from rewarden.hf.model.backbone import load_tokenizer
+    from rewarden.hf.model.loading import load_tokenizer
 
     rows = [row for _, row in read_rows(DATA / "train.jsonl.gz")]
     if not 1 <= pairs <= len(rows):
