@@ -22,7 +22,8 @@ import tyro
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewarden.endogenous import response_scores
-from rewarden.hf.model.causal_model import CausalModel, OutputHead, choose_layout
+from rewarden.hf.model.causal_model import CausalModel, choose_layout
+from rewarden.hf.model.language_head import OutputHead
 from rewarden.hf.tokens import TokenGroup
 
 
