@@ -79,6 +79,38 @@ def test_a_failed_write_leaves_the_old_page(
     assert (tmp_path / "look" / "inspect.json").read_text() == "old"
 
 
+MIXED = [
+    {"prompt": "one?", "chosen": "four", "rejected": "me", "id": 1, "when": "2026-01-01"},
+    {"prompt": "one?", "chosen": "me", "rejected": "four", "id": "two"},
+    {"prompt": "two?", "chosen": "same", "rejected": "same", "id": 3},
+    {"prompt": "three?", "chosen": "yes", "rejected": "no", "id": 4},
+    {"prompt": "three?", "chosen": "yes", "rejected": "no", "id": 5},
+    {"prompt": "four?", "chosen": "yes", "rejected": "no", "id": 6},
+    {"prompt": " ".join("abcdefghij"), "chosen": "yes", "rejected": "no", "id": 7},
+]
+OTHER = [
+    {"prompt": "Four", "chosen": "x", "rejected": "y"},
+    {"prompt": " ".join("abcdefghijk"), "chosen": "x", "rejected": "y"},
+]
+
+
+def test_rows_are_named_everywhere(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, other = write(tmp_path / "a.jsonl", MIXED), write(tmp_path / "b.jsonl", OTHER)
+    assert main(f"data inspect {file} {other} --model {tiny} --output {tmp_path / 'look'}".split()) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "look" / "inspect.json").read_text())
+    named = found["files"]["a"]["faulty_rows"]
+    assert named["ties"] == {"count": 1, "rows": [3]}
+    assert named["repeats"] == {"groups": 1, "shown": [{"count": 2, "rows": [4, 5], "prompt": "three?"}]}
+    assert found["between"][0]["named"]["prompts"] == [{"rows": [[6], [1]], "text": "four?"}]
+    assert found["between"][0]["near"]["examples"][0]["rows"] == [7, 2]
+    page = (tmp_path / "look" / "inspect.html").read_text()
+    for text in (printed, page):
+        assert "row 1 against row 2: one?" in text
+        assert "rows 4, 5: three?" in text
+        assert "6 and 1: four?" in text
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -19,6 +19,7 @@ from rewarden.evaluation.data_summary import (
     length_summary,
     summarise,
 )
+from rewarden.evaluation.faulty_rows import FaultyRows
 from rewarden.tree.layout import lay_out
 
 
@@ -32,18 +33,15 @@ def lengths(chosen: list[int], rejected: list[int], prompt: int = 5, shared: int
 
 
 def test_counts_by_hand() -> None:
-    found = counts(
-        load(
-            {},
-            {},  # a repeat
-            {"chosen": "b", "rejected": "a"},  # contradicts both
-            {"chosen": "t", "rejected": "t"},  # a tie
-            {"prompt": [{"role": "system", "content": " "}, {"role": "user", "content": "q"}]},
-            {"prompt": [{"role": role, "content": role[0]} for role in ("user", "assistant", "user")]},
-        )
-        + load_pairs([{"chosen": "Whole one", "rejected": "Whole two"}])
-    )
-    assert found == {
+    pairs = load(
+        {},
+        {},  # a repeat
+        {"chosen": "b", "rejected": "a"},  # contradicts both
+        {"chosen": "t", "rejected": "t"},  # a tie
+        {"prompt": [{"role": "system", "content": " "}, {"role": "user", "content": "q"}]},
+        {"prompt": [{"role": role, "content": role[0]} for role in ("user", "assistant", "user")]},
+    ) + load_pairs([{"chosen": "Whole one", "rejected": "Whole two"}])
+    assert counts(pairs, FaultyRows.of(pairs)) == {
         "rows": 7,
         "prompts": 4,
         "pairs_per_prompt": {"median": 1.0, "max": 4},

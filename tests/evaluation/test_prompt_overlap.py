@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from rewarden.data import Pair, load_pairs
 from rewarden.evaluation.prompt_overlap import (
     between,
-    contradictions,
     distinct_prompts,
-    exact_key,
     near_within,
     prompt_text,
 )
@@ -42,12 +39,6 @@ def test_the_prompt_of_a_conversation_is_what_the_user_says() -> None:
     assert prompt_text(unrelated) == "A"
 
 
-def test_contradictions_are_swapped_pairs_and_never_ties() -> None:
-    found = pairs(("p", "a", "b"), ("p", "b", "a"), ("q", "a", "b"), ("p", "t", "t"))
-    assert contradictions(found, Counter(map(exact_key, found))) == 2
-    assert contradictions(found[:1], Counter(map(exact_key, found[2:]))) == 0
-
-
 def test_near_duplicates_within_a_file() -> None:
     rows = pairs((LONG, "a", "b"), (LONG + " eleven", "a", "b"), (LONG + " eleven", "c", "d"), ("other", "a", "b"))
     found = near_within(distinct_prompts(rows), near=0.9)
@@ -79,6 +70,11 @@ def test_between_files_by_hand() -> None:
     assert found["pairs"] == [2, 3]
     assert found["same_pairs"] == 1  # "same" and "Same?" are one prompt, but not the same pair
     assert found["contradictory_pairs"] == 1
+    assert found["named"] == {
+        "prompts": [{"rows": [[1, 2], [1, 2, 3]], "text": "Same?"}],
+        "same_pairs": [{"rows": [[1], [3]]}],
+        "contradictory_pairs": [{"rows": [[2], [2]]}],
+    }
     near = found["near"]
     assert (near["prompts"], near["pairs"], near["matches"]) == ([1, 1], [1, 1], 1)
     assert near["examples"][0]["second"] == LONG + " eleven"

@@ -25,7 +25,7 @@ class Data:
 
     rewarden data inspect train.jsonl eval.jsonl --output look
 
-    Counts, ties, duplicates and contradictions; lengths in tokens; how well length and style alone predict the labels;
+    Counts, ties, duplicates and contradictions by row; lengths in tokens; how well length and style alone predict the labels;
     prompts that the files share, exactly or nearly; and what to do about each.
     """
 
@@ -39,6 +39,9 @@ class Data:
     """Preference pairs: .jsonl, .jsonl.gz or .parquet, or hub data sets."""
     output: Path | None = None
     """Folder for inspect.json and inspect.html, the page with plots. Default: only print."""
+    write_clean: Path | None = None
+    """File for what is left of the first FILE without ties, repeats, pairs labelled both ways, and prompts that the other
+    files have, exactly or nearly: .jsonl, .jsonl.gz or .parquet, and none of the inputs."""
     model: str = "rewarden-tiny"
     """Whose tokenizer counts the tokens: a folder, a hub id, or the embedded rewarden-tiny."""
     near: float = 0.8
@@ -50,11 +53,12 @@ class Data:
 
 
 def inspect(args: Data) -> dict[str, Any]:
-    """Inspect the files; returns what inspect.json holds, see docs/data.md. Writes only with `args.output`.
+    """Inspect the files; returns what inspect.json holds, see docs/data.md. Writes only where `args` names a place.
 
     Raises:
         ValueError: On data that cannot be read as preference pairs, an unknown model, or a bad threshold.
     """
+    from rewarden.commands.output.clean_file import write_clean
     from rewarden.data import load_pairs
     from rewarden.evaluation.data_summary import summarise
     from rewarden.evaluation.data_warnings import warnings
@@ -65,6 +69,7 @@ def inspect(args: Data) -> dict[str, Any]:
     if not 0 < args.near <= 1:
         raise ValueError(f"--near is {args.near}; expected above 0 and at most 1; 0.8 is usual")
     sources = labels(args.files)
+    _check_clean(args)
     pairs = {name: load_pairs(source) for name, source in sources.items()}
     tokenizer = load_tokenizer(args.model)
     files: dict[str, Any] = {}
@@ -75,9 +80,21 @@ def inspect(args: Data) -> dict[str, Any]:
     both = _between(pairs, near=args.near)
     found = {"model": args.model, "near": args.near, "seed": args.seed, "files": files, "between": both}
     found["warnings"] = warnings(files, both)
+    if args.write_clean is not None:
+        found["clean"] = write_clean(args.write_clean, sources, pairs, near=args.near)
     if args.output is not None:
         _write(args.output, found)
     return found
+
+
+def _check_clean(args: Data) -> None:
+    from rewarden.commands.output.computed_rows import check_destination
+
+    if args.write_clean is None:
+        return
+    if not args.write_clean.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+        raise ValueError(f"--write-clean {args.write_clean}: unknown ending; use .jsonl, .jsonl.gz or .parquet")
+    check_destination("--write-clean", args.write_clean, map(Path, args.files))
 
 
 def labels(files: Sequence[str]) -> dict[str, str]:
@@ -154,8 +171,11 @@ def main(args: Data) -> None:
     if args.json:
         print(json.dumps(found, allow_nan=False))
         return
+    from rewarden.commands.output.clean_file import sentence
     from rewarden.commands.output.data_tables import print_tables
 
     print_tables(found)
+    if "clean" in found:
+        print(sentence(found["clean"]))
     if args.output is not None:
         print(args.output / "inspect.html")

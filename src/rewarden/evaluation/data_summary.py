@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rewarden.data import Pair, pair_key
 from rewarden.evaluation.bootstrap import cluster_ids, mean_interval
-from rewarden.evaluation.prompt_overlap import contradictions, distinct_prompts, exact_key, near_within
+from rewarden.evaluation.faulty_rows import FaultyRows, named_rows
+from rewarden.evaluation.prompt_overlap import distinct_prompts, near_within
 from rewarden.evaluation.shortcuts import LONGER, audit, preference_slope_interval, ratio_intervals, style_differences
 from rewarden.evaluation.word_sets import jaccard, words
 from rewarden.messages import Text
@@ -25,6 +26,9 @@ from rewarden.tree.layout import Forest, Tree
 
 LIMITS = (512, 1024, 2048)
 """Tokens of prompt and completion together for which the pairs above them are counted; 1024 is the default of training."""
+
+_DOUBTFUL = {"margin": 0.0, "agreement": 0.5}
+"""Columns, and the value below which they speak against the label."""
 
 _BINS = 8
 _BIN_PAIRS = 20
@@ -54,10 +58,11 @@ def summarise(pairs: Sequence[Pair], lengths: Lengths, *, near: float = 0.8, see
         seed: Of the bootstrap.
 
     Returns:
-        "rows", "prompts" and what `counts` returns; "columns" from `columns`; "lengths" from `length_summary`;
-        "length_bias", "shortcuts" and "by_length_difference" from `bias` (None each if all pairs are ties); "sources"
-        by name from `by_source`; "near_completions", the pairs whose completions are near-duplicates of each other
-        but not identical; "near_prompts" from `near_within`.
+        "rows", "prompts" and what `counts` returns; "faulty_rows": `FaultyRows.named` and, as `named_rows` gives them,
+        "blank_turns", "near_completions", "margin" and "agreement" (those that speak against their label); "columns" from
+        `columns`; "lengths" from `length_summary`; "length_bias", "shortcuts" and "by_length_difference" from `bias` (None
+        each if all pairs are ties); "sources" by name from `by_source`; "near_completions", the pairs whose completions are
+        near-duplicates of each other but not identical; "near_prompts" from `near_within`.
 
     Raises:
         ValueError: If there are no pairs, the lengths are not theirs, or `near` is out of range.
@@ -66,8 +71,10 @@ def summarise(pairs: Sequence[Pair], lengths: Lengths, *, near: float = 0.8, see
         raise ValueError(f"got {len(pairs)} pairs and {len(lengths.chosen)} lengths; expected as many, at least one")
     completions = [(completion_text(pair.chosen), completion_text(pair.rejected)) for pair in pairs]
     alike = [a != b and jaccard(words(a), words(b)) >= near for a, b in completions]
+    faults = FaultyRows.of(pairs)
     return {
-        **counts(pairs),
+        **counts(pairs, faults),
+        "faulty_rows": faults.named(pairs) | _suspects(pairs, alike),
         "columns": columns(pairs),
         "sources": by_source(pairs, lengths),
         "lengths": length_summary(lengths),
@@ -87,7 +94,7 @@ def completion_text(text: Text) -> str:
 # --- Counts -----------------------------------------------------------------------------------------------------
 
 
-def counts(pairs: Sequence[Pair]) -> dict[str, Any]:
+def counts(pairs: Sequence[Pair], faults: FaultyRows) -> dict[str, Any]:
     """What is there, and what is wrong with it.
 
     Returns:
@@ -98,23 +105,38 @@ def counts(pairs: Sequence[Pair]) -> dict[str, Any]:
         empty turn in the prompt.
     """
     per_prompt = sorted(Counter(pair_key(pair) for pair in pairs).values())
-    exact = Counter(exact_key(pair) for pair in pairs)
     users = [sum(turn["role"] == "user" for turn in _turns(pair)) for pair in pairs if pair.prompt is not None]
     return {
         "rows": len(pairs),
         "prompts": len(per_prompt),
         "pairs_per_prompt": {"median": _quantile(per_prompt, 0.5), "max": per_prompt[-1]},
-        "ties": sum(pair.is_tie for pair in pairs),
-        "duplicate_pairs": len(pairs) - len(exact),
-        "contradictory_pairs": contradictions(pairs, exact),
+        "ties": len(faults.ties),
+        "duplicate_pairs": len(faults.repeats),
+        "contradictory_pairs": len(faults.contradictory),
         "turns": {
             "single": sum(number <= 1 for number in users),
             "multi": sum(number > 1 for number in users),
             "whole_text": len(pairs) - len(users),
         },
         "system_prompts": sum(any(turn["role"] == "system" for turn in _turns(pair)) for pair in pairs),
-        "blank_turns": sum(any(not turn["content"].strip() for turn in _turns(pair)) for pair in pairs),
+        "blank_turns": sum(map(_has_blank_turn, pairs)),
     }
+
+
+def _suspects(pairs: Sequence[Pair], alike: Sequence[bool]) -> dict[str, Any]:
+    """Rows to be read by someone, as `named_rows` gives them."""
+    found = {
+        "blank_turns": map(_has_blank_turn, pairs),
+        "near_completions": alike,
+        **{name: [_is_doubtful(getattr(pair, name), least) for pair in pairs] for name, least in _DOUBTFUL.items()},
+    }
+    return {
+        name: named_rows(pairs, [place for place, is_so in enumerate(each) if is_so]) for name, each in found.items()
+    }
+
+
+def _is_doubtful(value: float | None, least: float) -> bool:
+    return value is not None and value < least
 
 
 def columns(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -126,7 +148,7 @@ def columns(pairs: Sequence[Pair]) -> dict[str, Any]:
         one half.
     """
     found: dict[str, Any] = {}
-    for name, least in (("margin", 0.0), ("agreement", 0.5)):
+    for name, least in _DOUBTFUL.items():
         values = sorted(value for pair in pairs if (value := getattr(pair, name)) is not None)
         found[name] = (
             {"rows": len(values), **_spread(values), "doubtful": sum(value < least for value in values)}
@@ -257,6 +279,10 @@ def accuracy_by_difference(
 
 def _turns(pair: Pair) -> list[dict[str, str]]:
     return pair.prompt if isinstance(pair.prompt, list) else [{"role": "user", "content": pair.prompt or "whole text"}]
+
+
+def _has_blank_turn(pair: Pair) -> bool:
+    return any(not turn["content"].strip() for turn in _turns(pair))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

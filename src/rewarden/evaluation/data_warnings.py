@@ -39,15 +39,15 @@ def _rows(found: Mapping[str, Any]) -> Iterator[str]:
     if number := found["ties"]:
         yield (
             f"{_count(number, 'tie')} (chosen and rejected identical): left out of training, counted as wrong in "
-            "evaluation. Remove them from evaluation files."
+            "evaluation. Remove them from evaluation files, as --write-clean does."
         )
     if number := found["duplicate_pairs"]:
         verb = "repeats" if number == 1 else "repeat"
-        yield f"{_count(number, 'pair')} {verb} an earlier one and will count twice. Remove the repeats."
+        yield f"{_count(number, 'pair')} {verb} an earlier one and will count twice. Remove the repeats, as --write-clean does."
     if number := found["contradictory_pairs"]:
         yield (
             f"{_count(number, 'pair')} also in the file with chosen and rejected swapped: no model can get both right. "
-            "Remove both, or keep one with the share of votes as agreement and train with --use-agreement."
+            "Remove both, as --write-clean does, or keep one with the share of votes as agreement and train with --use-agreement."
         )
     if number := found["blank_turns"]:
         yield f"{_count(number, 'pair')} with an empty turn in the prompt. Fill it in, or remove the turn."
@@ -154,7 +154,8 @@ def _between(row: Mapping[str, Any]) -> Iterator[str]:
     if number := row["prompts"]:
         yield (
             f"{_count(number, 'prompt')} in both files ({row['pairs'][0]:,} and {row['pairs'][1]:,} pairs): accuracy on "
-            "one after training on the other will flatter. Remove these prompts from the training file."
+            "one after training on the other will flatter. Remove these prompts from the training file, as "
+            "--write-clean does from the first."
         )
     if number := row["contradictory_pairs"]:
         yield f"{_count(number, 'pair')} with opposite labels in the two files. Find out which one is right."

@@ -12,6 +12,7 @@ Beyond the bound, candidates that are known to be in the same cluster are skippe
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -23,6 +24,9 @@ from rewarden.evaluation.word_sets import Numbers, WordSets, ranges
 
 BOUND = 50_000
 """Words that are compared for one set before the search stops looking at all of its candidates."""
+
+
+_ROUNDING = 1e-6  # what the bounds on overlaps give way, so that rounding loses no match
 
 
 class Match(NamedTuple):
@@ -157,6 +161,7 @@ class Search:
     def __init__(self, sets: WordSets, threshold: float, bound: int) -> None:
         self.sets, self.threshold, self.bound = sets, threshold, bound
         self.sizes = np.diff(sets.starts)
+        self.by_size = self.sizes.tolist()
         self.mark = np.zeros(int(sets.words.max(initial=-1)) + 1, dtype=np.int32)
         self.clusters = _Clusters(len(sets))
         self.seen, self.asked = np.zeros(len(sets), dtype=np.int64), 0
@@ -166,14 +171,22 @@ class Search:
         indexed = {size: size - _least_overlap_of_equals(size, threshold) + 1 for size in self.least}
         self.by_word = [self._index(side, indexed) for side in sets.members]
 
-    def _index(self, side: list[list[int]], indexed: dict[int, int]) -> tuple[Numbers, Numbers]:
-        """The sets that have each word among their rarest, ascending, and where those of a word begin."""
+    def _index(self, side: list[list[int]], indexed: dict[int, int]) -> tuple[Numbers, list[int], Numbers]:
+        """Which sets have each word among their rarest.
+
+        Returns:
+            The sets by word, ascending for each; where those of a word begin; and for each place the room for a match that
+            is left in the set from that word on, see `_candidates`.
+        """
         kept = np.array([place for place, members in enumerate(side) if members], dtype=np.int64)
-        lengths = np.array([indexed[size] for size in self.sizes[kept].tolist()], dtype=np.int64)
+        sizes = self.sizes[kept]
+        lengths = np.array([indexed[size] for size in sizes.tolist()], dtype=np.int64)
         words = self.sets.words[ranges(self.sets.starts[kept], lengths)]
+        left = np.repeat(sizes, lengths) - ranges(np.zeros(len(kept), dtype=np.int64), lengths)
+        slack = (1 + self.threshold) * left - self.threshold * np.repeat(sizes, lengths)
         order = np.argsort(words, kind="stable")
-        starts = np.searchsorted(words[order], np.arange(len(self.mark) + 1))
-        return np.repeat(kept, lengths)[order], starts
+        starts = np.searchsorted(words[order], np.arange(len(self.mark) + 1)).tolist()
+        return np.repeat(kept, lengths)[order], starts, slack[order]
 
     def near(self, one: int, side: int) -> tuple[Numbers, Numbers]:
         """The sets before `one` that match it and have members on a side, with their similarity, in no order."""
@@ -191,22 +204,31 @@ class Search:
         return np.concatenate((first[0], second[0])), np.concatenate((first[1], second[1]))
 
     def _candidates(self, one: int, side: int) -> Numbers:
-        """Those that share a word of the prefix, the ones that share the rarest first, each once."""
-        own = self.sets.words[self.sets.starts[one] : self.sets.starts[one + 1]]
-        least = self.least[len(own)]
-        places, starts = self.by_word[side]
-        smallest = int(np.searchsorted(self.sizes, least))
+        """Those that share a word of the prefix, the ones that share the rarest first, each once.
+
+        Where the first word in common is the i-th of one set and the j-th of the other (from 0), the overlap is at most
+        min(n - i, m - j), and must be at least t (n + m) / (1 + t) ("positional filter", Xiao et al. 2011).
+        """
+        start, end = self.sets.starts[one : one + 2].tolist()
+        size, least = end - start, self.least[end - start]
+        places, starts, slack = self.by_word[side]
+        smallest, needed = bisect_left(self.by_size, least), self.threshold * size - _ROUNDING
         pieces, room = [], 2 * self.bound
         self.asked += 1
-        for word in own[: len(own) - least + 1].tolist():
-            piece = places[starts[word] : starts[word + 1]]
-            if len(piece) and piece[0] < one and piece[-1] >= smallest:
-                low, high = np.searchsorted(piece, (smallest, one))
-                self.bounded[one] |= bool(high - low > room)
-                piece = piece[max(low, high - room) : high][::-1]  # of about its own size first
-                pieces.append(piece[self.seen[piece] != self.asked])
-                self.seen[piece] = self.asked
-                room -= len(piece)
+        for position, word in enumerate(self.sets.words[start : end - least + 1].tolist()):
+            low, high = starts[word], starts[word + 1]
+            largest = ((1 + self.threshold) * (size - position) - needed) / self.threshold
+            last = min(one, bisect_right(self.by_size, largest))
+            if low == high or places[low] >= last or places[high - 1] < smallest:
+                continue
+            low, high = (low + np.searchsorted(places[low:high], (smallest, last))).tolist()
+            self.bounded[one] |= high - low > room
+            low = max(low, high - room)
+            room -= high - low
+            piece = places[low:high][::-1]  # of about its own size first
+            fresh = self.seen[piece] != self.asked
+            self.seen[piece] = self.asked
+            pieces.append(piece[fresh & (slack[low:high][::-1] >= needed)])
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
     def compare(self, one: int, candidates: Numbers) -> tuple[Numbers, Numbers]:

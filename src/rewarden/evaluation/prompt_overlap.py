@@ -65,11 +65,6 @@ def turned(key: tuple[bytes, bytes, bytes]) -> tuple[bytes, bytes, bytes]:
     return key[0], key[2], key[1]
 
 
-def contradictions(pairs: Iterable[Pair], others: Mapping[tuple[bytes, bytes, bytes], Any]) -> int:
-    """How many of `pairs`, ties aside, are among `others` with chosen and rejected swapped."""
-    return sum(turned(exact_key(pair)) in others for pair in pairs if not pair.is_tie)
-
-
 def distinct_prompts(pairs: Iterable[Pair]) -> dict[str, DistinctPrompt]:
     """The distinct prompts by `pair_key`, in order of first appearance."""
     found: dict[str, DistinctPrompt] = {}
@@ -97,7 +92,7 @@ def near_within(prompts: Mapping[str, DistinctPrompt], *, near: float) -> dict[s
         {
             "prompts": len(cluster),
             "rows": [own[index].rows[0] for index in cluster[:SHOWN]],
-            "text": _cut(own[cluster[0]].text),
+            "text": cut(own[cluster[0]].text),
         }
         for cluster in found.clusters[:SHOWN]
     ]
@@ -132,24 +127,33 @@ def between(
     Returns:
         "prompts": distinct prompts in both; "pairs": [of the first, of the second] with these prompts; "same_pairs":
         pairs of the first that stand in the second, label and all; "contradictory_pairs": pairs of the first that stand
-        there with chosen and rejected swapped; "near": near-duplicates other than the shared prompts, "prompts" and
+        there with chosen and rejected swapped; "named": up to 20 of each of these three with their "rows" [of the first, of
+        the second], of prompts also the "text"; "near": near-duplicates other than the shared prompts, "prompts" and
         "pairs" [of the first, of the second], "matches", "examples" as in `near_within`.
     """
     shared = [key for key in prompts[0] if key in prompts[1]]
-    exact = {exact_key(pair) for pair in second}
+    exact: dict[tuple[bytes, bytes, bytes], list[int]] = {}
+    for pair in second:
+        exact.setdefault(exact_key(pair), []).append(row_number(pair))
+    keys = [(exact_key(pair), row_number(pair)) for pair in first]
+    same = [(row, exact[key]) for key, row in keys if key in exact]
+    opposite = [(row, exact[turned(key)]) for key, row in keys if key[1] != key[2] and turned(key) in exact]
     own = [list(side.values()) for side in prompts]
-    places = [{key: place for place, key in enumerate(side)} for side in prompts]
-    found = near_duplicates(
-        *((words(prompt.text) for prompt in side) for side in own),
-        threshold=near,
-        apart=[(places[0][key], places[1][key]) for key in shared],
-    )
+    found = near_between(prompts, near=near)
     touched = (found.left, found.right)
     return {
         "prompts": len(shared),
         "pairs": [sum(side[key].pairs for key in shared) for side in prompts],
-        "same_pairs": sum(exact_key(pair) in exact for pair in first),
-        "contradictory_pairs": contradictions(first, dict.fromkeys(exact)),
+        "same_pairs": len(same),
+        "contradictory_pairs": len(opposite),
+        "named": {
+            "prompts": [
+                {"rows": [side[key].rows[:SHOWN] for side in prompts], "text": cut(prompts[0][key].text)}
+                for key in shared[:SHOWN]
+            ],
+            "same_pairs": _named(same),
+            "contradictory_pairs": _named(opposite),
+        },
         "near": {
             "prompts": [len(side) for side in touched],
             "pairs": [sum(own[side][index].pairs for index in touched[side]) for side in (0, 1)],
@@ -161,19 +165,36 @@ def between(
     }
 
 
+def _named(found: Sequence[tuple[int, list[int]]]) -> list[dict[str, Any]]:
+    return [{"rows": [[row], others[:SHOWN]]} for row, others in found[:SHOWN]]
+
+
+def near_between(
+    prompts: tuple[Mapping[str, DistinctPrompt], Mapping[str, DistinctPrompt]], *, near: float
+) -> NearDuplicates:
+    """Near-duplicates between the distinct prompts of two files, other than prompts that both have; by their places."""
+    places = [{key: place for place, key in enumerate(side)} for side in prompts]
+    return near_duplicates(
+        *((words(prompt.text) for prompt in side.values()) for side in prompts),
+        threshold=near,
+        apart=[(place, places[1][key]) for key, place in places[0].items() if key in places[1]],
+    )
+
+
 def _examples(
     found: NearDuplicates, left: Sequence[DistinctPrompt], right: Sequence[DistinctPrompt]
 ) -> list[dict[str, Any]]:
     return [
         {
             "similarity": match.similarity,
-            "first": _cut(left[match.left].text),
-            "second": _cut(right[match.right].text),
+            "first": cut(left[match.left].text),
+            "second": cut(right[match.right].text),
             "rows": [left[match.left].rows[0], right[match.right].rows[0]],
         }
         for match in found.closest
     ]
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text of at most 200 characters."""
     return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 1] + "…"

@@ -43,6 +43,9 @@ def test_fits_80_columns_and_says_everything(
     assert "1 and 2" in shown
     assert "and 7 more, see --json" in shown  # 22 sources in the first three files, 15 of them shown
     assert "0.97 word0" in shown
+    assert "repeats of a pair\n  rows 1, 2, 3" in shown
+    assert "prompts in both\n  1, 2, 3" in shown
+    assert "and more, see --json or --output: 15 lines" in shown  # 20 pairs of the first stand in the second
     words = "".join(shown.split())
     assert all("".join(warning["text"].split()) in words.replace("*", "") for warning in found["warnings"])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rewarden.files import shown
+
 _ABREAST = 3  # files side by side
 _EXAMPLES = 5
 _SOURCES = 15
@@ -29,6 +31,7 @@ def print_tables(found: dict[str, Any]) -> None:
             _table(console, block.title, block.how, ["", *heads], [[name, *cells] for name, cells in rows])
     if found["between"]:
         _between(console, found, names)
+    _faulty(console, found)
     _examples(console, found)
     _warnings(console, found)
 
@@ -76,20 +79,43 @@ def _between(console: Any, found: dict[str, Any], names: list[str]) -> None:
     _table(console, "Between the files", how, ["files", *head[2:]], shared)
 
 
+def _faulty(console: Any, found: dict[str, Any]) -> None:
+    """The rows that have something the matter, a line each and a few of a kind; --output and --json have more."""
+    from rich.text import Text
+
+    from rewarden.report.data.rows import faulty, faulty_between
+
+    named = [(name, faulty(own)) for name, own in found["files"].items()]
+    named += [(f"{row['first']} and {row['second']}", faulty_between(row)) for row in found["between"]]
+    for name, kinds in named:
+        if not kinds:
+            continue
+        console.print()
+        console.print(Text(f"Rows of {name}", style="bold"))
+        for kind, lines in kinds.items():
+            console.print(Text(kind, style="dim"))
+            for text in lines[:_EXAMPLES]:
+                line = Text(f"  {shown(' '.join(text.split()))}")
+                line.truncate(console.width, overflow="ellipsis")
+                console.print(line)
+            if len(lines) > _EXAMPLES:
+                console.print(f"  and more, see --json or --output: {len(lines) - _EXAMPLES} lines")
+
+
 def _examples(console: Any, found: dict[str, Any]) -> None:
     """The most similar prompts, those of different files first; each on one line."""
     from rich.text import Text
 
     across = [example for row in found["between"] for example in row["near"]["examples"]]
     within = [example for own in found["files"].values() for example in own["near_prompts"]["examples"]]
-    shown = [*across, *within][:_EXAMPLES]
-    if not shown:
+    examples = [*across, *within][:_EXAMPLES]
+    if not examples:
         return
     console.print()
     console.print(Text(f"Near-duplicate prompts (words in common: {found['near']:.0%} or more)", style="bold"))
-    for example in shown:
+    for example in examples:
         for mark, text in ((f"{example['similarity']:.2f}", example["first"]), ("    ", example["second"])):
-            line = Text(f"{mark} {' '.join(text.split())}")
+            line = Text(f"{mark} {shown(' '.join(text.split()))}")
             line.truncate(console.width, overflow="ellipsis")
             console.print(line)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from rewarden.report import html, page, plots
-from rewarden.report.data.rows import Block, blocks, overlap, shares_something
+from rewarden.report.data.rows import Block, blocks, faulty, faulty_between, overlap, shares_something
 from rewarden.report.html import escaped, how_to_read, shaded
 from rewarden.report.plots import CHANCE, Plot
 
@@ -53,6 +53,7 @@ def _sections(found: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, st
     }
     if found["between"]:
         parts["Between the files"] = _between(found)
+    parts["Rows to look at"] = _faulty(found)
     parts["Near-duplicates"] = _near(found)
     return parts | {"Facts": _facts(found)}
 
@@ -217,6 +218,19 @@ def _between(found: Mapping[str, Any]) -> str:
         "count in the first file and in the second."
     )
     return f"<ol>{names}</ol>{figure}{how}{_table('Pairs of files', head, cells)}"
+
+
+def _faulty(found: Mapping[str, Any]) -> str:
+    """The rows that have something the matter, a table for each file and each two files that have any."""
+    named = [(name, faulty(own)) for name, own in found["files"].items()]
+    named += [(f"{row['first']} and {row['second']}", faulty_between(row)) for row in found["between"]]
+    tables = ""
+    for name, kinds in named:
+        cells = [[escaped(kind), "<br>".join(map(escaped, lines))] for kind, lines in kinds.items()]
+        tables += _table(escaped(name), ["what", "rows"], cells) if cells else ""
+    how = how_to_read("""Rows count from 1; in JSON Lines they are the lines. Up to 20 are named of each kind. `--write-clean
+        FILE` writes a file without the ties, the repeats and the pairs labelled both ways.""")
+    return how + tables if tables else "<p>None.</p>"
 
 
 def _near(found: Mapping[str, Any]) -> str:

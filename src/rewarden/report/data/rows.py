@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rewarden.report.numbers import fixed
+
 DASH = "–"
 """Stands where there is no number."""
 
@@ -63,6 +65,59 @@ def sources(files: Mapping[str, Found]) -> Block:
     how = "Pairs, how many of them have the longer completion chosen, and how many tokens longer it is on average."
     rows = [(name, [_source(found["sources"].get(name)) for found in files.values()]) for name in names]
     return Block("Sources", how, rows)
+
+
+def faulty(found: Found) -> dict[str, list[str]]:
+    """The rows of a file that have something the matter, in lines of words; nothing where there is none of a kind."""
+    named = found["faulty_rows"]
+    lines = {
+        "ties": [_rows(named["ties"])] if named["ties"]["count"] else [],
+        "repeats of a pair": [f"{_rows(each)}: {each['prompt']}" for each in named["repeats"]["shown"]],
+        "labelled both ways": [
+            f"{_rows(each['one'])} against {_rows(each['other'])}: {each['prompt']}"
+            for each in named["both_ways"]["shown"]
+        ],
+        "near-duplicate prompts": [
+            f"{_rows({'count': each['prompts'], 'rows': each['rows']})}: {each['text']}"
+            for each in found["near_prompts"]["shown"]
+        ],
+    }
+    totals = [named["repeats"]["groups"], named["both_ways"]["groups"], found["near_prompts"]["clusters"]]
+    for name, total in zip(list(lines)[1:], totals, strict=True):
+        if total > len(lines[name]):
+            lines[name].append(f"and {total - len(lines[name]):,} more groups")
+    others = {
+        "near-equal completions": "near_completions",
+        "empty turn": "blank_turns",
+        "margin below 0": "margin",
+        "agreement below 0.5": "agreement",
+    }
+    lines |= {name: [_rows(named[key])] for name, key in others.items() if named[key]["count"]}
+    return {name: texts for name, texts in lines.items() if texts}
+
+
+def faulty_between(row: Found) -> dict[str, list[str]]:
+    """The same for what two files share: rows of the first, and of the second."""
+    titles = {"prompts": "prompts in both", "same_pairs": "same pairs", "contradictory_pairs": "opposite labels"}
+    lines = {}
+    for key, title in titles.items():
+        shown = row["named"][key]
+        texts = [" and ".join(_list(side) for side in each["rows"]) for each in shown]
+        texts = [f"{text}: {each['text']}" if "text" in each else text for text, each in zip(texts, shown, strict=True)]
+        more = row[key] - len(texts)
+        lines[title] = [*texts, f"and {more:,} more"] if more > 0 else texts
+    return {title: texts for title, texts in lines.items() if texts}
+
+
+def _rows(named: Mapping[str, Any]) -> str:
+    """Rows in words, "rows 1, 2 and 30 more"."""
+    more = named["count"] - len(named["rows"])
+    word = "row" if named["count"] == 1 else "rows"
+    return f"{word} {_list(named['rows'])}" + (f" and {more:,} more" if more else "")
+
+
+def _list(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows))
 
 
 def overlap(both: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
@@ -158,36 +213,37 @@ def _share(key: str) -> Callable[[Found], str]:
     return lambda found: DASH if found["length_bias"] is None else f"{100 * found['length_bias'][key]:.1f} %"
 
 
-def _biased(key: str, shape: str, scale: float = 1) -> Callable[[Found], str]:
-    return lambda found: DASH if found["length_bias"] is None else interval(found["length_bias"][key], shape, scale)
+def _biased(key: str, digits: int, *, sign: bool = False) -> Callable[[Found], str]:
+    return lambda found: (
+        DASH if found["length_bias"] is None else interval(found["length_bias"][key], digits, sign=sign)
+    )
 
 
 _BIAS: dict[str, Callable[[Found], str]] = {
     "chosen is longer": _share("chosen_longer"),
     "equally long": _share("equal_length"),
     "chosen is shorter": _share("chosen_shorter"),
-    "slope": _biased("slope", ".2f"),
-    "mean difference, tokens": _biased("mean_difference", "+.0f"),
+    "slope": _biased("slope", 2),
+    "mean difference, tokens": _biased("mean_difference", 0, sign=True),
 }
 
 
-def interval(found: Mapping[str, float | None], shape: str, scale: float = 1) -> str:
+def interval(found: Mapping[str, float | None], digits: int, scale: float = 1, *, sign: bool = False) -> str:
     """The value with its interval in brackets, "54 [52, 55]"; a dash for what is undefined."""
-    value, low, high = (_formatted(found[key], shape, scale) for key in ("value", "low", "high"))
+    value, low, high = (
+        DASH if (number := found[key]) is None else fixed(scale * number, digits, sign=sign)
+        for key in ("value", "low", "high")
+    )
     return value if (low, high) == (DASH, DASH) else f"{value} [{low}, {high}]"
-
-
-def _formatted(value: float | None, shape: str, scale: float) -> str:
-    return DASH if value is None else format(scale * value, shape)
 
 
 def _shortcut(row: Mapping[str, Any] | None) -> str:
     if row is None or not row["differ"]:
         return DASH
-    return f"{interval(row['accuracy'], '.0f', 100)} {row['differ']:,}"
+    return f"{interval(row['accuracy'], 0, 100)} {row['differ']:,}"
 
 
 def _source(own: Mapping[str, Any] | None) -> str:
     if own is None:
         return DASH
-    return f"{own['rows']:,} {100 * own['chosen_longer']:.0f} % {own['mean_difference']:+.0f}"
+    return f"{own['rows']:,} {100 * own['chosen_longer']:.0f} % {fixed(own['mean_difference'], 0, sign=True)}"
