@@ -309,7 +309,7 @@ def test_an_unfinished_run_is_not_continued_or_replaced_by_accident(
     assert run(f"{command} bradley-terry") == 2
     assert "holds an unfinished run" in capsys.readouterr().err
     assert run(f"{command} --resume --batch-size 4 bradley-terry") == 2
-    assert "batch_size was 8 and is 4" in capsys.readouterr().err
+    assert "--batch-size was 8 and is 4" in capsys.readouterr().err
     assert run(f"{command} --resume bradley-terry") == 0
     # Trained to the end before it was interrupted: nothing may be learned on top.
     assert (

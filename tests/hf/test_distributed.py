@@ -86,3 +86,22 @@ def test_a_sharded_model_becomes_whole_in_place(build, monkeypatch):
         assert torch.equal(p, changed[name])
     tokens = torch.tensor([[7, 8, 9]])
     assert torch.equal(model.use_layout("padded")(tokens).reward, twin.use_layout("padded")(tokens).reward)
+
+
+def test_what_the_first_process_does_alone_fails_in_all(monkeypatch):
+    done = []
+    distributed.on_first(lambda: done.append(1))
+    assert done == [1]
+    monkeypatch.setattr(distributed, "_is_running", lambda: True)
+    monkeypatch.setattr(distributed, "wait", lambda: done.append("waited"))
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "gather_object", lambda mine: [None, *mine])
+    distributed.on_first(lambda: done.append(2))
+    assert done == [1, "waited"]
+    monkeypatch.setattr(distributed, "gather_object", lambda mine: ["the first one's message", *mine])
+    with pytest.raises(ValueError, match="the first one's message"):
+        distributed.on_first(lambda: done.append(2))
+    monkeypatch.setattr(distributed, "is_first", lambda: True)
+    monkeypatch.setattr(distributed, "gather_object", lambda mine: mine)
+    with pytest.raises(KeyError, match="mine"):
+        distributed.on_first(lambda: {}["mine"])

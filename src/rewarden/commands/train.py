@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import label_noise, methods
-from rewarden.commands.build.train_stages import WORK, TrainingData, arguments_of, clear_work, run_stages
+from rewarden.commands.build.train_folder import TrainFolder
+from rewarden.commands.build.train_stages import TrainingData, arguments_of, run_stages
 from rewarden.commands.options.train import Train
 from rewarden.commands.output.provenance import say, versions
 from rewarden.core import Method
 from rewarden.methods.bradley_terry import BradleyTerry
 
 if TYPE_CHECKING:
+    from rewarden.hf.model.adapters import Lora
     from rewarden.hf.training.pairs import Counts, TokenPair
 
 
@@ -30,16 +31,27 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
         ValueError: On bad data, an unknown model, or options that do not fit together.
     """
     from rewarden.hf import distributed
-    from rewarden.hf.training import fit
 
-    started = time.monotonic()
     args.check_machine()
     lora = args.adapters()
     distributed.start()
     method = _method(args)
-    _prepare_output(args)
+    with TrainFolder(args, (rows, eval_rows)).opened() as folder:
+        record = _trained(args, method, lora, folder, rows=rows, eval_rows=eval_rows)
+    distributed.wait()  # so that nobody reads the folder before it is whole
+    return record
+
+
+def _trained(
+    args: Train, method: Method, lora: Lora | None, folder: TrainFolder, *, rows: Any, eval_rows: Any
+) -> dict[str, Any]:
+    """Read everything, train, save; the folder is touched when all has been read and the model is there."""
+    from rewarden.hf import distributed
+    from rewarden.hf.training import fit
+
+    started = time.monotonic()
     material, data = _read(args, method, rows, eval_rows)
-    model, schedule, history = run_stages(args, method, material, lora)
+    model, schedule, history = run_stages(args, method, material, lora, folder)
     record = {
         "method": methods.to_dict(method),
         "arguments": arguments_of(args),
@@ -55,9 +67,7 @@ def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, 
         "seconds": time.monotonic() - started,
         "history": history,
     }
-    fit.save(model, material.tokenizer, material.limits, record, args.output)
-    clear_work(args.output, *WORK)
-    distributed.wait()  # so that nobody reads the folder before it is whole
+    folder.finish(fit.save(model, material.tokenizer, material.limits, record, args.output))
     return record
 
 
@@ -113,28 +123,6 @@ def _method(args: Train) -> Method:
     if args.lora and is_frozen:
         raise ValueError("--lora puts adapters into the backbone, which is frozen here; add --freeze-backbone False")
     return method
-
-
-def _prepare_output(args: Train) -> None:
-    """Refuse to touch a finished model or to mix two runs."""
-    from rewarden.hf import distributed
-
-    if (args.output / "config.json").exists() and not args.overwrite:
-        raise ValueError(
-            f"{args.output} already holds a model; choose another --output, or replace it with --overwrite"
-        )
-    started = any(args.output.glob("checkpoints*")) or (args.output / "stage-one").exists()
-    if started and not args.resume and not args.overwrite:
-        raise ValueError(
-            f"{args.output} holds an unfinished run; continue it with --resume or restart with --overwrite"
-        )
-    distributed.wait()  # all look before the first process deletes
-    if distributed.is_first():
-        for folder in (*WORK, "stage-one") if started and not args.resume else ():
-            shutil.rmtree(args.output / folder, ignore_errors=True)
-        if args.overwrite:
-            (args.output / "config.json").unlink(missing_ok=True)
-    distributed.wait()
 
 
 def _flipped(args: Train, pairs: list[TokenPair]) -> tuple[list[TokenPair], dict[str, Any] | None]:

@@ -60,7 +60,7 @@ def folder_in_place_of(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        _settle_all(aside)
+        settle(aside)
         take_away(path)
         os.replace(aside, path)
         _flush(path.parent)
@@ -80,7 +80,7 @@ def files_into(folder: Path, *, last: str) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        _settle_all(aside)
+        settle(aside)
         (folder / last).unlink(missing_ok=True)
         names = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
         for name in sorted(names, key=lambda name: name == Path(last)):
@@ -91,7 +91,7 @@ def files_into(folder: Path, *, last: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _settle_all(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Flush all files of a folder to the disk, and give them the mode that the umask says."""
     probe = folder / f"{secrets.token_hex(8)}{PART}"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -15,6 +15,7 @@ from typing import Any
 
 from rewarden import __version__
 from rewarden.disk.atomic import PART, clear_leftovers, in_place_of
+from rewarden.disk.checksums import CHECKSUMS
 from rewarden.disk.lock import LOCK, locked
 
 MARKER = ".rewarden.json"
@@ -101,7 +102,7 @@ class OwnedFolder:
     def _check_writable(self) -> None:
         if any(len(os.fsencode(part)) > _NAME_BYTES for part in self.path.parts):
             raise ValueError(f"--output {self.path}: the name is longer than {_NAME_BYTES} bytes; choose a shorter one")
-        folder = next(each for each in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(each))
+        folder = self.place()
         if not folder.is_dir():
             what = "a link that leads nowhere" if folder.is_symlink() else "a file"
             raise ValueError(f"--output {self.path}: {folder} is {what}; a folder is needed, choose another name")
@@ -111,6 +112,10 @@ class OwnedFolder:
             raise ValueError(
                 f"--output {self.path}: {folder} cannot be written to ({error.strerror}); choose another folder"
             ) from error
+
+    def place(self) -> Path:
+        """The folder, or as long as it is not there, the nearest one above it that is."""
+        return next(each for each in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(each))
 
     def _check_ours(self) -> None:
         marker = self._marker()
@@ -209,15 +214,16 @@ class OwnedFolder:
         Args:
             patterns: Paths in which a * stands for anything; none for all of our files.
         """
-        chosen = [
-            path for path in self.files() if not patterns or _matches(path.relative_to(self.path).as_posix(), patterns)
-        ]
-        # What says that others are whole goes first.
-        for path in sorted(chosen, key=lambda path: (path.name not in ("config.json", "checksums.json"), path)):
+        found = ((path, path.relative_to(self.path).as_posix()) for path in self.files())
+        self.delete(path for path, name in found if not patterns or _matches(name, patterns))
+
+    def delete(self, paths: Iterable[Path]) -> None:
+        """Delete some of `files`, and the folders that are empty then; what says that others are whole goes first."""
+        chosen = sorted(paths, key=lambda path: (path.name not in ("config.json", CHECKSUMS), path))
+        for path in chosen:
             path.unlink(missing_ok=True)
-        root = self.path.absolute()
-        for folder in {parent for path in chosen for parent in path.absolute().parents if root in parent.parents}:
-            _prune(folder, root)
+        for folder in {path.parent for path in chosen}:
+            _prune(folder, self.path)
 
     def remove(self) -> None:
         """Delete our files and the marker, and the folder if nothing else is in it."""
@@ -246,7 +252,7 @@ class OwnedFolder:
 
 
 def _prune(folder: Path, root: Path) -> None:
-    """Delete a folder that holds nothing but empty folders, and those above it up to `root`, which stays."""
+    """Delete a folder if it is empty, and those above it that are empty then, up to `root`, which stays."""
     while folder != root:
         try:
             folder.rmdir()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 
@@ -66,6 +67,30 @@ def wait() -> None:
     """Until every process has come this far."""
     if _is_running():
         torch.distributed.barrier()
+
+
+def on_first(action: Callable[[], object]) -> None:
+    """Do something in the first process alone, when all have come this far; if it fails there, it fails in all.
+
+    Raises:
+        ValueError: In the others, with the first one's message.
+        Exception: In the first process, whatever the action raises.
+    """
+    if not _is_running():
+        action()
+        return
+    wait()
+    failure: Exception | None = None
+    if is_first():
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    message = gather_object([None if failure is None else str(failure) or type(failure).__name__])[0]
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise ValueError(message)
 
 
 def _is_running() -> bool:

@@ -162,15 +162,3 @@ def test_wrappers_stand_in_the_documented_order(tiny: Path, tmp_path: Path) -> N
     train(options, rows=make_pairs(8))
     method = RewardModel.load(str(tmp_path / "o")).method
     assert method == Ensemble(Centered(Smoothed(BradleyTerry(), smoothing=0.2), weight=0.1), size=2)
-
-
-def test_logs_of_trackers_outlive_the_resume_state(tiny: Path, tmp_path: Path) -> None:
-    from rewarden.commands.build.train_stages import clear_work
-
-    for work in ("checkpoints", "checkpoints-stage-one"):
-        (tmp_path / work / "runs" / work).mkdir(parents=True)
-        (tmp_path / work / "runs" / work / "events").write_text(work)
-    clear_work(tmp_path, "checkpoints", "checkpoints-stage-one")
-    assert (tmp_path / "runs" / "checkpoints" / "events").read_text() == "checkpoints"
-    assert (tmp_path / "runs" / "checkpoints-stage-one" / "events").exists()
-    assert not list(tmp_path.glob("checkpoints*"))

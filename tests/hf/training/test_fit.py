@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from rewarden.disk.owned_folder import MARKER
 from rewarden.hf.batches import make_batch
 from rewarden.hf.model.adapters import Lora, add_lora
 from rewarden.hf.model.reward_model import RewardModel
@@ -223,6 +224,43 @@ def test_resumed_equals_uninterrupted(build, make_pairs, tmp_path, monkeypatch, 
     assert ends[0][0]["loss"] == ends[1][0]["loss"]
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+@pytest.mark.parametrize("held_out", [0, 6])
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
+    build, make_pairs, tmp_path, monkeypatch, caplog, name, held_out
+):
+    pairs, evaluation, straight = make_pairs(20), make_pairs(held_out, seed=3), build("llama")
+    fit(straight, pairs, evaluation, QUICK, work=tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Progress, "on_step_end", lambda self, *args, **more: stop_at(10, self, *args, **more))
+        with pytest.raises(KeyboardInterrupt):
+            fit(build("llama"), pairs, evaluation, QUICK, work=tmp_path / "killed")
+    path = tmp_path / "killed" / "checkpoint-8" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    resumed = build("llama")
+    with caplog.at_level("INFO", "rewarden"):
+        fit(resumed, pairs, evaluation, QUICK, work=tmp_path / "killed", resume=True)
+    assert f"checkpoint-8 is not whole ({name} has" in caplog.text
+    assert same(weights(straight), weights(resumed))
+
+
+def test_a_folder_with_another_name_keeps_its_best_checkpoint(build, make_pairs, tmp_path, monkeypatch):
+    pairs = make_pairs(16)
+    # The first evaluation is the best: it is what remains at the end.
+    turned = [replace(pair, group=replace(pair.group, sequences=pair.group.sequences[::-1])) for pair in pairs]
+    straight, resumed = build("llama"), build("llama")
+    fit(straight, pairs, turned, QUICK, work=tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Progress, "on_step_end", lambda self, *args, **more: stop_at(10, self, *args, **more))
+        with pytest.raises(KeyboardInterrupt):
+            fit(build("llama"), pairs, turned, QUICK, work=tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    fit(resumed, pairs, turned, QUICK, work=tmp_path / "after", resume=True)
+    assert same(weights(straight), weights(resumed))
+
+
 def test_resume_without_a_checkpoint_starts_from_nothing(build, make_pairs, tmp_path):
     fresh, resumed = build("llama"), build("llama")
     fit(fresh, make_pairs(8), [], replace(QUICK, max_steps=3), work=tmp_path / "a")
@@ -359,13 +397,15 @@ def test_a_save_that_fails_leaves_no_configuration(build, tokenizer, tmp_path, m
         save(model, tokenizer, Limits(), {}, tmp_path / "out")
 
     def fails(source, target):
-        if len(done) == 2:
+        is_model = target.parent == tmp_path / "out" and target.name != MARKER
+        if is_model and len(done) == 2:
             raise OSError("killed")
-        done.append(target)
+        if is_model:
+            done.append(target)
         move(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", fails)
+        patch.setattr(os, "replace", fails)
         with pytest.raises(OSError, match="killed"):
             save(model, tokenizer, Limits(), {}, tmp_path / "out")
     assert len(done) == 2
@@ -376,7 +416,7 @@ def test_a_save_that_fails_leaves_no_configuration(build, tokenizer, tmp_path, m
 
 def test_configuration_is_moved_last(build, tokenizer, tmp_path, monkeypatch):
     moved, move = [], os.replace
-    monkeypatch.setattr(module.os, "replace", lambda source, target: (moved.append(target.name), move(source, target)))
+    monkeypatch.setattr(os, "replace", lambda source, target: (moved.append(target.name), move(source, target)))
     save(build("llama"), tokenizer, Limits(), {}, tmp_path)
     assert len(moved) >= 4
     assert moved[-1] == "config.json"

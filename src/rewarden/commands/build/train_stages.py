@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import methods
+from rewarden.commands.build.train_folder import WORK, TrainFolder
 from rewarden.commands.output.provenance import say
 from rewarden.core import Method
 from rewarden.methods.bradley_terry import BradleyTerry
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from rewarden.hf.training import fit
     from rewarden.hf.training.pairs import TokenPair
 
-WORK = ("checkpoints", "checkpoints-stage-one")
-
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -36,7 +35,7 @@ class TrainingData:
 
 
 def run_stages(
-    args: Train, method: Method, material: TrainingData, lora: Lora | None
+    args: Train, method: Method, material: TrainingData, lora: Lora | None, out: TrainFolder
 ) -> tuple[RewardModel, fit.Schedule, dict[str, Any]]:
     """One stage, or two for methods that need a teacher. Returns the model, the last stage's schedule and the logs."""
     from rewarden.hf.model.backbone import build_model, reheaded
@@ -44,7 +43,7 @@ def run_stages(
 
     schedule, history = schedule_of(args), {}
     if method.needs_teacher:
-        teacher, history["stage_one"] = _teacher(args, schedule, material, lora)
+        teacher, history["stage_one"] = _teacher(args, schedule, material, lora, out)
         pairs, held_out = (
             fit.with_teacher(teacher, found, material.tokenizer) for found in (material.pairs, material.held_out)
         )
@@ -57,7 +56,7 @@ def run_stages(
     else:
         model = build_model(args.model, method, layout=args.layout, seed=args.seed)
     schedule = schedule.resolved(model.backbone.config.hidden_size, adapters=lora is not None)
-    history["training"] = _stage(model, schedule, material, lora, args, folder=WORK[0], label=_label(method))
+    history["training"] = _stage(model, schedule, material, lora, out, work=WORK[0], label=_label(method))
     _warn_of_collapse(history["training"])
     return model, schedule, history
 
@@ -88,20 +87,23 @@ def _stage(
     schedule: fit.Schedule,
     material: TrainingData,
     lora: Lora | None,
-    args: Train,
+    out: TrainFolder,
     *,
-    folder: str,
+    work: str,
     label: str,
 ) -> list[dict[str, float]]:
     """Train the model in place, through adapters where asked for; returns the log."""
     from rewarden.hf.model import adapters
     from rewarden.hf.training import fit
 
-    work = args.output / folder
-    _check_space(args.output, model)
+    args = out.args
+    _check_space(out, model)
     if lora is not None:
         adapters.add_lora(model, lora, seed=args.seed)
-    history = fit.fit(model, material.pairs, material.held_out, schedule, work=work, resume=args.resume, label=label)
+    out.claim()  # only now is the folder touched: a mistyped option costs no earlier model, and leaves nothing behind
+    history = fit.fit(
+        model, material.pairs, material.held_out, schedule, work=args.output / work, resume=args.resume, label=label
+    )
     if lora is not None:
         adapters.merge_lora(model)
     fit.calibrate(model, material.pairs, material.tokenizer)
@@ -109,7 +111,7 @@ def _stage(
 
 
 def _teacher(
-    args: Train, schedule: fit.Schedule, material: TrainingData, lora: Lora | None
+    args: Train, schedule: fit.Schedule, material: TrainingData, lora: Lora | None, out: TrainFolder
 ) -> tuple[RewardModel, list[dict[str, float]]]:
     """The Bradley-Terry model of stage one: given, finished earlier, or trained now and saved in OUTPUT/stage-one."""
     from rewarden.hf import distributed
@@ -117,8 +119,8 @@ def _teacher(
     from rewarden.hf.model.reward_model import RewardModel
     from rewarden.hf.training import fit
 
-    folder = args.stage_one or args.output / "stage-one"
-    is_there = args.stage_one is not None or (args.resume and (folder / "config.json").exists())
+    folder = args.stage_one or out.stage_one
+    is_there = args.stage_one is not None or out.has_teacher
     distributed.wait()  # all look before the first process writes
     if is_there:
         model = RewardModel.load(str(folder), layout=args.layout)
@@ -130,15 +132,16 @@ def _teacher(
     method = args.smoothed(BradleyTerry())
     model = build_model(args.model, method, layout=args.layout, seed=args.seed)
     schedule = schedule.resolved(model.backbone.config.hidden_size, adapters=lora is not None)
-    history = _stage(model, schedule, material, lora, args, folder=WORK[1], label="stage one")
+    history = _stage(model, schedule, material, lora, out, work=WORK[1], label="stage one")
     record = {
         "method": methods.to_dict(method),
         "arguments": arguments_of(args),
         "schedule": asdict(schedule),
         "history": history,
+        "run": out.run,
     }
     fit.save(model, material.tokenizer, material.limits, record, folder)
-    clear_work(args.output, WORK[1])
+    out.finish_stage(WORK[1])
     return model, history
 
 
@@ -180,34 +183,19 @@ def _warn_of_collapse(history: list[dict[str, float]]) -> None:
         )
 
 
-def _check_space(output: Path, model: RewardModel) -> None:
-    """Say before training, rather than at the first checkpoint, that the disk is too small."""
-    from rewarden.hf import distributed
+def _check_space(out: TrainFolder, model: RewardModel) -> None:
+    """Say before training, rather than at the first checkpoint, that the disk is too small.
 
-    if distributed.is_first():
-        output.mkdir(parents=True, exist_ok=True)
-    distributed.wait()
+    The run's own checkpoints make room as new ones come.
+    """
     size = sum(parameter.numel() for parameter in model.parameters()) * 4
     needed = size * (3 * 3 + 1)  # three checkpoints at a time, each weights and two moments, and the final model
-    free = shutil.disk_usage(output).free
+    free = shutil.disk_usage(out.folder.place()).free + out.bytes_held()
     if free < needed:
         raise ValueError(
-            f"{output}: {free / 1e9:.2f} GB are free and up to {needed / 1e9:.2f} GB are needed for checkpoints; "
+            f"{out.args.output}: {free / 1e9:.2f} GB are free and up to {needed / 1e9:.2f} GB are needed for checkpoints; "
             "free some space or choose another --output"
         )
-
-
-def clear_work(output: Path, *names: str) -> None:
-    """Delete the resume state of a finished stage; what trackers wrote there moves to OUTPUT/runs."""
-    from rewarden.hf import distributed
-
-    if not distributed.is_first():
-        return
-    for name in names:
-        for log in sorted((output / name / "runs").glob("*")):
-            (output / "runs").mkdir(exist_ok=True)
-            shutil.move(str(log), str(output / "runs" / log.name))
-        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def arguments_of(args: Train) -> dict[str, Any]:

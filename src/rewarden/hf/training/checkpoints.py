@@ -3,48 +3,81 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rewarden.disk.atomic import take_away
+from rewarden.disk.checksums import damage, is_sealed, seal
 from rewarden.files import write_json
+from rewarden.hf import distributed
 
 RUN = "run.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp*", "global_step*")
-OPTIMIZER = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "optimizer_*",
-    "global_step*",
-)  # one process or DDP, FSDP, FSDP sharded, DeepSpeed
+STATE = "trainer_state.json"
 
 
-def latest_checkpoint(work: Path, processes: int = 1) -> str | None:
-    """The newest complete checkpoint in `work`; incomplete ones, from a run that was killed, are passed over."""
-    found = [(_number(folder), str(folder)) for folder in work.glob("checkpoint-*") if is_complete(folder, processes)]
-    return max(found)[1] if found else None
+class SealCheckpoints(TrainerCallback):
+    """Lists the files of every checkpoint with their checksums when all processes have written theirs."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look for the best checkpoint where it is now: the folder may have another name than it had.
+
+        One that gave way to a better one, which is gone itself, counts no more: it will be found again.
+        """
+        if state.best_model_checkpoint is None:
+            return
+        best = Path(str(args.output_dir)) / Path(state.best_model_checkpoint).name
+        if best.exists():
+            state.best_model_checkpoint = str(best)
+        else:
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a checkpoint: the state of every process's generators is in it by then."""
+        distributed.wait()
+        if distributed.is_first():
+            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
-def is_complete(folder: Path, processes: int = 1) -> bool:
-    """Whether a checkpoint has all that a resumed run reads: weights, optimiser, schedule, generators and state.
+def latest_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint in `work` that is whole, and the best one that it speaks of likewise; says which were passed over.
 
-    The first process writes its state last, but the others may then still be writing the state of their generators, and a
-    checkpoint that was being deleted may lack anything.
+    Raises:
+        ValueError: When there are finished ones, and none of them is whole.
     """
+    folders = sorted((each for each in work.glob("checkpoint-*") if _number(each) >= 0), key=_number, reverse=True)
+    faults: list[str] = []
+    for folder in folders:
+        fault = _fault(folder)
+        if fault is None:
+            if faults:
+                logging.getLogger("rewarden").info(f"{work}: {'; '.join(faults)}; going on from {folder.name}")
+            return str(folder)
+        faults.append(f"{folder.name} is not whole ({fault})")
+    if any(map(is_sealed, folders)):
+        raise ValueError(
+            f"{work} holds no checkpoint to go on from: {'; '.join(faults)}; start again with --overwrite, or put the files back"
+        )
+    return None
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint; None when it can."""
+    if (fault := damage(folder)) is not None:
+        return fault
     try:
-        step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    generators = [f"rng_state_{n}.pth" for n in range(processes)] if processes > 1 else ["rng_state.pth"]
-    is_deepspeed = any(folder.glob("global_step*"))
-    return (
-        step == _number(folder)
-        and any(any(folder.glob(name)) for name in WEIGHTS)
-        and all(part.exists() for part in _parts(folder))
-        and any(any(folder.glob(name)) for name in OPTIMIZER)
-        and (is_deepspeed or (folder / "scheduler.pt").exists())
-        and all((folder / name).exists() for name in generators)
-    )
+        state = json.loads((folder / STATE).read_text())
+        step, best = state["global_step"], state.get("best_model_checkpoint")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{STATE} cannot be read"
+    if step != _number(folder):
+        return f"it is of step {step}"
+    best_folder = None if best is None else folder.parent / Path(best).name
+    if best_folder is not None and best_folder.exists() and (fault := damage(best_folder)) is not None:
+        return f"its best, {best_folder.name}, is not whole: {fault}"
+    return None
 
 
 def _number(folder: Path) -> int:
@@ -52,22 +85,21 @@ def _number(folder: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _parts(folder: Path) -> list[Path]:
-    """The files that large weights are split over."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return []
-    try:
-        return [folder / name for name in set(json.loads(index.read_text())["weight_map"].values())]
-    except (ValueError, KeyError):
-        return [folder / "index that cannot be read"]
+def steps_saved(work: Path) -> list[int]:
+    """Steps with a finished checkpoint, in order; their files are not looked at."""
+    return sorted(_number(folder) for folder in work.glob("checkpoint-*") if _number(folder) >= 0 and is_sealed(folder))
 
 
-def drop_incomplete(work: Path, processes: int = 1) -> None:
-    """Delete what a killed run left half-written, so that it is never counted as a checkpoint when old ones are deleted."""
+def drop_incomplete(work: Path, newest: str | None = None) -> None:
+    """Delete what a killed run left half-written, and what is newer than the checkpoint that the run goes on from.
+
+    So neither is ever counted as a checkpoint when old ones are deleted.
+    """
+    last = _number(Path(newest)) if newest is not None else None
     for folder in work.glob("checkpoint-*"):
-        if not is_complete(folder, processes):
-            shutil.rmtree(folder, ignore_errors=True)
+        number = _number(folder)
+        if number >= 0 and (not is_sealed(folder) or (last is not None and number > last)):
+            take_away(folder)
 
 
 def check_same_run(work: Path, run: dict[str, Any]) -> None:

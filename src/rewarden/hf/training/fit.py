@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
 from rewarden.disk.atomic import files_into
-from rewarden.files import write_json
+from rewarden.disk.owned_folder import MODEL, OwnedFolder
 from rewarden.hf import distributed
 from rewarden.hf.batches import by_token_budget
 from rewarden.hf.model.reward_model import RewardModel
@@ -223,7 +224,7 @@ def _trainer(
         head_lr=schedule.head_lr,
         train_dataset=PairDataset(train),
         eval_dataset=PairDataset(sorted(evaluation, key=lambda pair: pair.group.num_tokens)) if evaluation else None,
-        callbacks=[Progress(label), StopWhenNotFinite()],
+        callbacks=[Progress(label), StopWhenNotFinite(), checkpoints.SealCheckpoints()],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -248,14 +249,14 @@ def _run(model: RewardModel, train: Sequence[TokenPair], schedule: Schedule) -> 
 
 def _resume(work: Path, run: dict[str, Any], *, is_resumed: bool) -> str | None:
     """The checkpoint to continue from, if any; the first process clears away what is not whole."""
-    found = checkpoints.latest_checkpoint(work, run["processes"]) if is_resumed else None
     is_noted = is_resumed and (work / checkpoints.RUN).exists()
     if is_noted:
         checkpoints.check_same_run(work, run)
+    found = checkpoints.latest_checkpoint(work) if is_resumed else None
     distributed.wait()
     if distributed.is_first():
         if is_noted:
-            checkpoints.drop_incomplete(work, run["processes"])
+            checkpoints.drop_incomplete(work, found)
         checkpoints.write_run(work, run)
     distributed.wait()
     return found
@@ -296,16 +297,27 @@ def calibrate(
 
 def save(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, limits: Limits, record: dict[str, Any], folder: Path
-) -> None:
+) -> set[str]:
     """Weights, configuration, tokenizer and training record, as safetensors and JSON.
 
     Everything is written aside first and moved into place with config.json last: a folder with a config.json is whole. Of
     several processes only the first writes.
+
+    Returns:
+        The names of the files that were written, none in processes that do not write.
+
+    Raises:
+        ValueError: When the folder holds what we did not write.
     """
     model.config.limits = asdict(limits)
     if not distributed.is_first():
-        return
+        return set()
+    owned = OwnedFolder(folder, MODEL)
+    owned.claim()
     with files_into(folder, last="config.json") as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        write_json(aside / "training.json", record)
+        (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        names = {path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()}
+        owned.record(names)
+    return names
