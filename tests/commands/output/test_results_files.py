@@ -33,6 +33,20 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
+def test_texts_that_a_spreadsheet_would_run_are_quoted_and_numbers_stay(text: str, tmp_path: Path) -> None:
+    one = measured()
+    one.pairs[0] |= {"set": text, "source": text, "where": "a=1, -2", "gap": -1.5}
+    found = Measured({"sets": {text: FOUND}}, one.pairs, {}, {})
+    write_results(tmp_path, {"a": 1}, {text: found, "m": found}, EvaluationData())
+    with (tmp_path / "pairs.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert (first["model"], first["set"], first["source"]) == (f"'{text}",) * 3
+    assert (first["where"], first["gap"]) == ("a=1, -2", "-1.5")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["set"] == f"'{text}"
+
+
 def test_one_model_has_no_column_for_it(tmp_path: Path) -> None:
     write_results(tmp_path, {"a": 1}, {"m": measured()}, EvaluationData())
     (line,) = rows(tmp_path / "results.csv")

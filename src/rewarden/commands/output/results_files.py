@@ -16,6 +16,8 @@ from rewarden.files import write_text
 if TYPE_CHECKING:
     from rewarden.commands.measure import EvaluationData, Measured
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 SET_COLUMNS = (
     "set",
     "n_pairs",
@@ -156,8 +158,18 @@ def _sets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(_line(cells) for cells in (columns, *([_cell(row[name]) for name in columns] for row in rows)))
+
+
+def _line(cells: Sequence[object]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # a text with either character is quoted only so
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: object) -> object:
+    """A text that a spreadsheet would take for a formula, with an apostrophe in front; anything else as it is.
+
+    The beginnings are those of https://owasp.org/www-community/attacks/CSV_Injection. Numbers keep their sign.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
