@@ -86,11 +86,11 @@ def step_of(model: RewardModel, args: PolicyFeedbackCost, groups: list[RewardedG
     kept = [group for group in found if group is not None]
     batch = make_batch(kept, layout="tree", pad_token_id=tokenizer.pad_token_id or 0)
     hidden = model.hidden_states(**batch)
-    indices = batch["forest"].places()
+    indices = batch["tree"].places()
     places = torch.full((len(indices), max(map(len, indices))), -1)
     for row, each in enumerate(indices):
         places[row, : len(each)] = torch.tensor(each)
-    return model.pooled(hidden, forest=batch["forest"]), PolicyStates(hidden[0].to(torch.bfloat16), places)
+    return model.pooled(hidden, tree=batch["tree"]), PolicyStates(hidden[0].to(torch.bfloat16), places)
 
 
 def project_every_token(module: SequenceToTokenAttention, embedding: Tensor, states: PolicyStates) -> Tensor:

@@ -68,7 +68,7 @@ def main(args: TreeVsPadded) -> None:
     order = list(LengthGroups(data.lengths(), batch_size=args.batch_size, seed=args.seed))
     size = args.batch_size
     batches = [[data[i] for i in order[k * size : (k + 1) * size]] for k in range(args.batches)]
-    tree_tokens = sum(len(PairCollator("tree", 0)(batch)["forest"]) for batch in batches)
+    tree_tokens = sum(len(PairCollator("tree", 0)(batch)["tree"]) for batch in batches)
     padded_tokens = sum(PairCollator("padded", 0)(batch)["input_ids"].numel() for batch in batches)
     ratios, tree_times = [], []
     for repeat in range(args.repeats + 1):

@@ -26,8 +26,8 @@ def test_tree_batch_by_hand():
     batch = tree_batch([FIRST, SECOND])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, 20, 21]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 1]]
-    assert batch["forest"].trees == (Tree(2, (2, 1)), Tree(1, (1,)))
-    assert batch["forest"].ends() == [3, 4, 6]
+    assert batch["tree"].trees == (Tree(2, (2, 1)), Tree(1, (1,)))
+    assert batch["tree"].ends() == [3, 4, 6]
 
 
 def test_padded_batch_by_hand():
@@ -44,7 +44,7 @@ def test_padding_never_looks_like_text(pad):
 
 
 def test_make_batch_takes_the_layout():
-    inputs = {"tree": {"input_ids", "position_ids", "forest"}, "padded": {"input_ids", "attention_mask"}}
+    inputs = {"tree": {"input_ids", "position_ids", "tree"}, "padded": {"input_ids", "attention_mask"}}
     for layout, names in inputs.items():
         assert set(make_batch([FIRST], layout=layout, pad_token_id=0)) == names
         batch = make_batch([FIRST], layout=layout, pad_token_id=0, with_tokens=True)

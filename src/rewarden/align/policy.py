@@ -122,8 +122,7 @@ def policy_batch(groups: Sequence[TokenGroup], policy: Policy, *, pad_token_id: 
     """
     batch = make_batch(groups, layout=policy.layout, pad_token_id=pad_token_id, with_tokens=True)
     sequences = [sequence for group in groups for sequence in group.sequences]
-    if "forest" in batch:
-        batch["tree"] = batch.pop("forest")
+    if "tree" in batch:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         places: list[Any] = batch["tree"].places()
     else:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rewarden.hf.generation.token_choice import Sampling
+    from rewarden.hf.model.context import Context
     from rewarden.messages import Message, Text
 
 # Rows of a forward pass: about where a CPU has the most tokens per second, and an accelerator still has room.
@@ -103,8 +104,14 @@ class Speaker:
     @property
     def room(self) -> int:
         """Tokens of a prompt at most."""
-        context = getattr(self.model.config, "max_position_embeddings", None) or 4096
-        return int(context) - self.sampling.max_new_tokens
+        return self.context.length - self.sampling.max_new_tokens
+
+    @property
+    def context(self) -> Context:
+        """What the model can read."""
+        from rewarden.hf.model.context import Context
+
+        return Context.of(self.model.config._name_or_path, self.model)
 
     def __call__(
         self,
@@ -133,6 +140,7 @@ class Speaker:
         asked = [Prompt(text, number, None, {}) for text, number in zip(prompts, numbers, strict=True)]
         # One at a time: which of them were cut is part of the answer.
         encoded = [encode_prompts(self.tokenizer, [one], max_length=self.room, raw=self.raw) for one in asked]
+        self.context.check_ids(self.tokenizer, [one.ids[0] for one in encoded])
         found: list[Answers | None] = [None] * len(prompts)
         for batch in self._batches([len(one.ids[0]) for one in encoded], samples):
             for place, (texts, cut) in zip(

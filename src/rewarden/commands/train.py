@@ -74,6 +74,7 @@ def _trained(
 def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[TrainingData, dict[str, Any]]:
     """The pairs as tokens, with labels flipped if asked for, and what the record says about the data."""
     from rewarden.data import load_pairs, shared_prompts
+    from rewarden.hf.model.context import Context
     from rewarden.hf.model.loading import load_tokenizer
     from rewarden.hf.tokens import Limits
     from rewarden.hf.training.pairs import PairTokens, training_pairs
@@ -87,12 +88,14 @@ def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Train
         say(
             f"warning: {overlap} prompts of the evaluation data are in the training data too; its accuracy will flatter"
         )
-    limits = Limits(args.max_length, args.max_completion_length, args.over_long, args.raw)
-    tokenizer = load_tokenizer(args.model if args.stage_one is None else str(args.stage_one))
+    start = args.model if args.stage_one is None else str(args.stage_one)
+    tokenizer, context = load_tokenizer(start), Context.load(start)
+    limits = context.fitted(Limits(args.max_length, args.max_completion_length, args.over_long, args.raw))
     first: Method = args.smoothed(BradleyTerry()) if method.needs_teacher else method
     options: Any = {"method": first, "margin_scale": args.margin_scale, "use_agreement": args.use_agreement}
     tokens = training_pairs(tokenizer, pairs, limits, **options)
     held_out = training_pairs(tokenizer, eval_pairs, limits, **options) if eval_pairs else PairTokens([])
+    context.check(tokenizer, [pair.group for pair in (*tokens.pairs, *held_out.pairs)])
     learned, noise = _flipped(args, tokens.pairs)
     say(_account("training", tokens.counts, noise) + (_account("; evaluation", held_out.counts) if eval_pairs else ""))
     return TrainingData(learned, held_out.pairs, tokenizer, limits), {

@@ -18,7 +18,7 @@ def tree_batch(groups: Sequence[TokenGroup], *, with_tokens: bool = False) -> di
     batch = {
         "input_ids": torch.tensor([row.tokens]),
         "position_ids": torch.tensor([row.positions]),
-        "forest": row.forest,
+        "tree": row.forest,
     }
     return batch | (token_targets(row.forest.places(), groups) if with_tokens else {})
 

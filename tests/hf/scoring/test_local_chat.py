@@ -223,8 +223,8 @@ def test_other_families(write_backbone, tokenizer, family):
     assert answer.log_probs == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_is_no_language_model_is_refused(backbones, tmp_path):
+def test_what_is_no_language_model_is_refused(write_backbone, tmp_path):
     with pytest.raises(ValueError, match="language model"):
-        LocalChat.load(backbones["bert"])
+        LocalChat.load(write_backbone("bert", language_model=True))
     with pytest.raises(ValueError, match="there is no such folder"):
         LocalChat.load(str(tmp_path / "none"))

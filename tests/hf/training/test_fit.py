@@ -16,7 +16,7 @@ from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training import fit as module
 from rewarden.hf.training.checkpoints import latest_checkpoint
-from rewarden.hf.training.fit import Schedule, calibrate, fit, pair_rewards, save, training_arguments, with_teacher
+from rewarden.hf.training.fit import Schedule, calibrate, fit, save, training_arguments, with_teacher
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.ensemble import Ensemble
@@ -341,14 +341,6 @@ def _alone(pairs):
     for pair in pairs:
         for sequence in pair.group.sequences:
             yield sequence, Forest((Tree(0, (len(sequence),)),))
-
-
-@pytest.mark.parametrize("layout", ["tree", "padded"])
-def test_pair_rewards_keep_the_order(build, make_pairs, tokenizer, layout):
-    model, pairs = build("llama", InfoBottleneck(latent_size=4), layout=layout).train(), make_pairs(11)
-    found = pair_rewards(model, [pair.group for pair in pairs], tokenizer)
-    assert found.shape == (11, 2)
-    torch.testing.assert_close(found[:, 0] - found[:, 1], gaps(model.eval(), pairs), rtol=1e-4, atol=1e-5)
 
 
 def test_agreement_of_the_teacher(build, make_pairs, tokenizer):

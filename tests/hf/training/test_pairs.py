@@ -5,9 +5,18 @@ import torch
 from rewarden.data import Pair
 from rewarden.files import DataError
 from rewarden.hf.tokens import Limits, TokenGroup
-from rewarden.hf.training.pairs import LengthGroups, PairCollator, PairDataset, TokenPair, training_pairs
+from rewarden.hf.training.pairs import (
+    LengthGroups,
+    PairCollator,
+    PairDataset,
+    TokenPair,
+    chosen_and_rejected,
+    pair_rewards,
+    training_pairs,
+)
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.tree.layout import Tree
 
 LIMITS = Limits(max_length=30, max_completion_length=8)
@@ -134,7 +143,7 @@ def test_collator_by_hand():
     pairs = [token_pair(7, margin=0.5, agreement=0.25), token_pair(3, margin=-1.0, agreement=1.0)]
     batch = PairCollator("tree", 0)(pairs)
     assert batch["input_ids"].tolist() == [[5, 6, 17, 7, 27, 5, 6, 13, 7, 23]]
-    assert batch["forest"].trees == (Tree(2, (1, 2)), Tree(2, (1, 2)))
+    assert batch["tree"].trees == (Tree(2, (1, 2)), Tree(2, (1, 2)))
     assert batch["info"]["row"].tolist() == [7, 3]
     assert batch["info"]["margin"].tolist() == [0.5, -1.0]
     assert batch["info"]["agreement"].tolist() == [0.25, 1.0]
@@ -162,3 +171,26 @@ def test_dataset():
     pairs = [token_pair(0), token_pair(1)]
     dataset = PairDataset(pairs)
     assert (len(dataset), dataset[1], dataset.lengths()) == (2, pairs[1], [7, 7])
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_pair_rewards_keep_the_order(build, make_group, layout):
+    model = build("llama", InfoBottleneck(latent_size=4), layout=layout).train()
+    groups = [make_group(3 + size % 4, (2 + size, 5), seed=size) for size in range(11)]
+    found = pair_rewards(model, groups, pad_token_id=0, budget=40)
+    assert not model.training
+    model.use_layout("padded")
+    alone = [model(torch.tensor(each[None]).long()).reward for group in groups for each in group.sequences]
+    torch.testing.assert_close(found, torch.cat(alone).view(11, 2).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_chosen_and_rejected_undo_what_the_collator_lays_out(build, make_group):
+    model, pairs = (
+        build("llama", layout="padded"),
+        [TokenPair(make_group(4, (3, 5), seed=seed), seed) for seed in range(3)],
+    )
+    batch = PairCollator("padded", 0)(pairs)
+    batch.pop("info")
+    chosen, rejected = chosen_and_rejected(model(**batch))
+    expected = pair_rewards(model, [pair.group for pair in pairs], pad_token_id=0)
+    torch.testing.assert_close(torch.stack([chosen.reward, rejected.reward], dim=-1), expected, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from rewarden.tree.layout import Forest, Tree
 def test_counts_by_hand():
     # Two prompts: 5 shared tokens with branches of 3 and 1, and 2 shared tokens with branches of 4 and 4.
     forest = Forest((Tree(5, (3, 1)), Tree(2, (4, 4))))
-    found = throughput.counts({"forest": forest})
+    found = throughput.counts({"tree": forest})
     assert found == {"tokens": 9 + 10, "unshared": (8 + 6) + (6 + 6), "padded": 4 * 8}
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     assert throughput.counts({"attention_mask": mask}) == {"tokens": 8, "unshared": 4, "padded": 8}
@@ -78,7 +78,7 @@ def test_training_logs_what_the_layout_spares(build, make_pairs, tmp_path, layou
         build("llama", layout=layout), pairs, [], Schedule(batch_size=8, max_steps=1, precision="fp32"), work=tmp_path
     )
     batch = PairCollator("tree", 0)(pairs)
-    forest = batch["forest"]
+    forest = batch["tree"]
     saved = 1 - len(forest) / forest.num_unshared_tokens
     avoided = 1 - forest.num_unshared_tokens / (16 * forest.longest)
     assert saved > 0

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_map
 
 from rewarden.align.rewards.functions import RewardFunction, Rows, call, load_function
 from rewarden.core import RewardOutput, select
-from rewarden.hf.batches import by_token_budget, make_batch
+from rewarden.hf.forward import RewardPass, by_group, forward_groups, reward_pass, token_groups
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.endogenous import EndogenousScorer
 from rewarden.hf.scoring.ensemble import ScorerEnsemble
 from rewarden.hf.scoring.scorer import CompletionScore, Scorer
-from rewarden.hf.tokens import TokenGroup, tokenise
+from rewarden.hf.tokens import TokenGroup
 from rewarden.messages import Text
 from rewarden.shaping import nominal
 
@@ -93,38 +93,24 @@ class ModelSource:
     def __call__(self, prompts: Sequence[Text], completions: Groups, extras: Extras) -> Scores:
         """See `RewardSource.__call__`; `extras` are not read."""
         _check(prompts, completions, extras)
-        groups = self._tokenised(prompts, completions)
-        distinct = [group.distinct() for group in groups]
-        pieces: list[tuple[Tensor, RewardOutput]] = []
-        starts: dict[int, int] = {}
+        scorer = self.scorer
+        groups = token_groups(scorer.tokenizer, prompts, completions, scorer.limits, scorer.context)
+        pieces: list[RewardPass] = []
+        starts: dict[int, tuple[int, list[int]]] = {}
         at = 0
-        for batch in by_token_budget(
-            [group for group, _ in distinct], self.scorer.batch_tokens, layout=self.scorer.model.layout
-        ):
-            for index in batch:
-                starts[index] = at
-                at += len(distinct[index][0].sequences)
-            pieces.append(self._pass([distinct[index][0] for index in batch]))
-        rows = torch.tensor([starts[index] + place for index, (_, places) in enumerate(distinct) for place in places])
+        for found in forward_groups(groups, self._run, budget=scorer.batch_tokens, layout=scorer.model.layout):
+            starts[found.number] = at, found.places
+            pieces.append(found.output)
+            at += len(found.output.embedding)
+        order = (starts[index] for index in range(len(groups)))
+        rows = torch.tensor([start + place for start, places in order for place in places])
         embedding, output = tree_map(lambda *leaves: _joined(leaves), *pieces)
         return Scores(select(output, rows), embedding[rows], sum(sum(group.is_truncated) for group in groups))
 
-    def _tokenised(self, prompts: Sequence[Text], completions: Groups) -> list[TokenGroup]:
-        where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
-        pairs = list(zip(prompts, completions, strict=True))
-        found = tokenise(self.scorer.tokenizer, pairs, self.scorer.limits, where=where)
-        groups = [group for group in found if group is not None]
-        assert len(groups) == len(prompts)  # the limits of a scorer truncate
-        return groups
-
-    @torch.no_grad()  # not inference_mode: nothing made in it, cached tables included, can serve where a model is trained later
-    def _pass(self, groups: Sequence[TokenGroup]) -> tuple[Tensor, RewardOutput]:
-        """Embeddings and outputs of the sequences of the groups, from one forward pass, in float32 on the CPU."""
-        model, pad = self.scorer.model, self.scorer.tokenizer.pad_token_id or 0
-        batch: dict[str, Any] = make_batch(groups, layout=model.layout, pad_token_id=pad)
-        batch = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        hidden = model.encode(**batch)
-        return tree_map(_on_cpu, (hidden, model.head_output(hidden)))
+    def _run(self, groups: Sequence[TokenGroup]) -> list[RewardPass]:
+        """Embeddings and outputs of the sequences of the groups, in float32 on the CPU."""
+        found = reward_pass(self.scorer.model, groups, pad_token_id=self.scorer.tokenizer.pad_token_id)
+        return by_group(groups, tree_map(_on_cpu, found))
 
 
 @dataclass(frozen=True)

@@ -163,17 +163,21 @@ def _policy(args: Align) -> tuple[Policy, Any]:
 
 def _encoded(args: Align, policy: Policy, tokenizer: Any, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
     from rewarden.align.prompts import encode_prompts
+    from rewarden.hf.model.context import Context
 
     if not prompts:
         return []
-    context = getattr(policy.backbone.config.get_text_config(), "max_position_embeddings", None)
-    room = args.max_prompt_length if context is None else min(args.max_prompt_length, context - args.max_new_tokens)
+    context = Context.of(args.policy, policy.backbone)
+    room = args.max_prompt_length
+    if context.positions is not None:
+        room = min(room, context.positions - args.max_new_tokens)
     if room < 1:
         raise ValueError(
-            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context} tokens at most, which leaves no room "
+            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context.positions} tokens at most, which leaves no room "
             "for a prompt; take fewer"
         )
     found = encode_prompts(tokenizer, prompts, max_length=room, raw=args.raw)
+    context.check_ids(tokenizer, found.ids)
     if found.truncated:
         why = "" if room == args.max_prompt_length else f", what {args.policy} has room for"
         say(f"{name}: {found.truncated:,} of {len(prompts):,} cut from the left to {room} tokens{why}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rewarden.hf.attention import families, segments
 from rewarden.hf.batches import make_batch
+from rewarden.hf.model.context import Context
 from rewarden.hf.model.language_head import OutputHead, load_language_model, refusal
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.tokens import TokenGroup
@@ -62,9 +63,9 @@ class CausalModel:
         return cls(name, body, head, choose_layout(body, layout))
 
     @property
-    def context(self) -> int:
-        """Tokens that the model was made for, prompt and completion together."""
-        return int(getattr(self.body.config, "max_position_embeddings", None) or 4096)
+    def context(self) -> Context:
+        """Tokens that the model was made for, prompt and completion together, and the ids it knows."""
+        return Context.of(self.name, self.body)
 
     @torch.inference_mode()
     def token_logits(self, groups: Sequence[TokenGroup], *, pad_token_id: int) -> list[TokenLogits]:
@@ -72,8 +73,6 @@ class CausalModel:
         batch = make_batch(groups, layout=self.layout, pad_token_id=pad_token_id, with_tokens=True)
         predictors, targets = batch.pop("predictors"), batch.pop("targets")
         mask, device = predictors >= 0, self.body.device
-        if "forest" in batch:
-            batch["tree"] = batch.pop("forest")
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         hidden = self.body(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)

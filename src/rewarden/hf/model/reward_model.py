@@ -53,7 +53,7 @@ class RewardModelConfig(PreTrainedConfig):
 class RewardModel(PreTrainedModel):
     """Backbone, pooling, head: token ids in, `RewardOutput` out.
 
-    Two layouts give the same rewards. Prompt trees (`forest`) hold all sequences in one row and process each prompt once; they
+    Two layouts give the same rewards. Prompt trees (`tree`) hold all sequences in one row and process each prompt once; they
     are used where that is known to be exact. The padded layout works with every backbone.
     """
 
@@ -176,11 +176,11 @@ class RewardModel(PreTrainedModel):
         input_ids: Int[Tensor, "rows tokens"],
         attention_mask: Int[Tensor, "rows tokens"] | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
-        forest: Forest | None = None,
+        tree: Forest | None = None,
         predictors: Int[Tensor, "batch longest"] | None = None,
         targets: Int[Tensor, "batch longest"] | None = None,
     ) -> RewardOutput:
-        """Rewards of every sequence: those of the forest in its order, or one per padded row.
+        """Rewards of every sequence: those of the tree layout in its order, or one per padded row.
 
         The head runs in float32 with autocast off: in bfloat16, rewards of 20.03 and 20.05 are the same number. Where
         `predictors` and `targets` name the tokens of the completions (`rewarden.hf.batches.token_targets`), the output has
@@ -189,8 +189,8 @@ class RewardModel(PreTrainedModel):
         Raises:
             ValueError: When tokens are asked for and the model keeps no language-model head.
         """
-        hidden = self.hidden_states(input_ids, attention_mask, position_ids, forest)
-        output = self.head_output(self.pooled(hidden, attention_mask, forest))
+        hidden = self.hidden_states(input_ids, attention_mask, position_ids, tree)
+        output = self.head_output(self.pooled(hidden, attention_mask, tree))
         if predictors is None or targets is None:
             return output
         return output._replace(tokens=token_output(hidden, self.output_embedding(), predictors, targets))
@@ -205,25 +205,25 @@ class RewardModel(PreTrainedModel):
         input_ids: Int[Tensor, "rows tokens"],
         attention_mask: Int[Tensor, "rows tokens"] | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
-        forest: Forest | None = None,
+        tree: Forest | None = None,
     ) -> Float[Tensor, "batch hidden"]:
         """What the head sees of every sequence: the hidden state of its last token, or the mean for encoders."""
-        hidden = self.hidden_states(input_ids, attention_mask, position_ids, forest)
-        return self.pooled(hidden, attention_mask, forest)
+        hidden = self.hidden_states(input_ids, attention_mask, position_ids, tree)
+        return self.pooled(hidden, attention_mask, tree)
 
     def hidden_states(
         self,
         input_ids: Int[Tensor, "rows tokens"],
         attention_mask: Int[Tensor, "rows tokens"] | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
-        forest: Forest | None = None,
+        tree: Forest | None = None,
     ) -> Float[Tensor, "rows tokens hidden"]:
         """Last hidden states of every position of the batch, those of padding included."""
         extra: dict[str, Any] = {"use_cache": False} if self.config.pooling == "last" else {}
         if position_ids is not None:
             extra["position_ids"] = position_ids
-        if forest is not None:
-            extra["tree"] = forest
+        if tree is not None:
+            extra["tree"] = tree
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
@@ -232,11 +232,11 @@ class RewardModel(PreTrainedModel):
         self,
         hidden: Float[Tensor, "rows tokens hidden"],
         attention_mask: Int[Tensor, "rows tokens"] | None = None,
-        forest: Forest | None = None,
+        tree: Forest | None = None,
     ) -> Float[Tensor, "batch hidden"]:
         """One hidden state per sequence, in either layout."""
-        if forest is not None:
-            return hidden[0, forest.ends()]
+        if tree is not None:
+            return hidden[0, tree.ends()]
         if attention_mask is None:
             attention_mask = hidden.new_ones(hidden.shape[:2], dtype=torch.long)
         return pool(hidden, attention_mask, self.config.pooling)

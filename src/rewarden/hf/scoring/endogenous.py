@@ -13,14 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rewarden.endogenous import GAMMA, Aggregation, prompt_values, response_scores, token_rewards
-from rewarden.hf.batches import by_token_budget
 from rewarden.hf.chat_template import TemplateRefusal
+from rewarden.hf.forward import GroupOutput, forward_groups, token_groups
 from rewarden.hf.model.causal_model import CausalModel, TokenLogits
 from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces
-from rewarden.hf.tokens import Limits, TokenGroup, render, tokenise
+from rewarden.hf.tokens import Limits, TokenGroup, render
 from rewarden.messages import Text, as_turns, in_place_of
 
 Groups = Sequence[Sequence[Text]]
@@ -118,7 +118,7 @@ class EndogenousScorer:
         model = CausalModel.load(name, layout=layout, dtype=dtype)
         if batch_tokens is None:
             batch_tokens = 4096 if model.body.device.type == "cpu" else 16384
-        limits = Limits(max_length=model.context, raw=raw)
+        limits = Limits(max_length=model.context.length, raw=raw)
         return cls(model, tokenizer, limits, aggregation, gamma, alpha, system, batch_tokens)
 
     def __call__(
@@ -193,33 +193,22 @@ class EndogenousScorer:
 
     def _outputs(
         self, prompts: Sequence[Text | None], completions: Groups, progress: Tick | None
-    ) -> Iterator[tuple[int, TokenGroup, list[int], TokenLogits]]:
-        """Number of a prompt, its sequences, the place of each among the distinct ones, and what the model says of those."""
-        groups = self._tokenised(prompts, completions)
-        distinct = [group.distinct() for group in groups]
-        for batch in by_token_budget([group for group, _ in distinct], self.batch_tokens, layout=self.model.layout):
-            outputs = self.model.token_logits(
-                [distinct[index][0] for index in batch], pad_token_id=self.tokenizer.pad_token_id or 0
-            )
-            for index, output in zip(batch, outputs, strict=True):
-                yield index, groups[index], distinct[index][1], output
-            if progress is not None:
-                progress(sum(len(groups[index].sequences) for index in batch))
+    ) -> Iterator[GroupOutput[TokenLogits]]:
+        """What the model says of every prompt's distinct completions."""
+        return forward_groups(
+            self._tokenised(prompts, completions),
+            lambda groups: self.model.token_logits(groups, pad_token_id=self.tokenizer.pad_token_id or 0),
+            budget=self.batch_tokens,
+            layout=self.model.layout,
+            progress=progress,
+        )
 
     def _tokenised(self, prompts: Sequence[Text | None], completions: Groups) -> list[TokenGroup]:
-        if len(prompts) != len(completions) or not all(completions):
-            raise ValueError(
-                f"got {len(prompts)} prompts and {len(completions)} lists of completions; "
-                "every prompt needs a list with at least one completion"
-            )
         where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
         asked = [self._with_system(prompt, name) for prompt, name in zip(prompts, where, strict=True)]
-        pairs = list(zip(asked, completions, strict=True))
-        if self.system is not None and pairs:
-            self._check_template(*pairs[0])
-        found = tokenise(self.tokenizer, pairs, self.limits, where=where)
-        groups = [group for group in found if group is not None]
-        assert len(groups) == len(found)  # the limits of this scorer truncate
+        if self.system is not None and asked and completions and completions[0]:
+            self._check_template(asked[0], completions[0])
+        groups = token_groups(self.tokenizer, asked, completions, self.limits, self.model.context)
         for group, name in zip(groups, where, strict=True):
             if any(len(ids) <= n for ids, n in zip(group.sequences, group.completion_lengths, strict=True)):
                 raise ValueError(

@@ -87,7 +87,7 @@ class LocalChat:
         tokenizer = load_tokenizer(name)
         model = CausalModel.load(name, layout=layout)
         usual = 4096 if model.body.device.type == "cpu" else 16384
-        return cls(model, tokenizer, min(max_length or 4096, model.context), batch_tokens or usual)
+        return cls(model, tokenizer, min(max_length or 4096, model.context.length), batch_tokens or usual)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -224,6 +224,7 @@ class LocalChat:
                     "empty texts; end the template with words of its own"
                 )
             found.append((ids[: len(ids) - cut], ids is not whole))
+        self.model.context.check_ids(self.tokenizer, [ids for ids, _ in found])
         return found
 
     def _shortened(self, template: Template, question: Question, room: int) -> list[int]:
@@ -286,8 +287,7 @@ class LocalChat:
     def _hidden(self, parts: Sequence[TokenGroup], depth: int) -> Float[Tensor, "positions hidden"]:
         """Hidden states at the last `depth` positions of every sequence, one sequence after the other."""
         batch = make_batch(parts, layout=self.model.layout, pad_token_id=self.tokenizer.pad_token_id or 0)
-        if "forest" in batch:
-            batch["tree"] = batch.pop("forest")
+        if "tree" in batch:
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
             places = torch.tensor([indices[-depth:] for indices in batch["tree"].places()])
         else:

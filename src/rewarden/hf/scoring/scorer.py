@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewarden import methods
-from rewarden.core import RewardOutput, select
-from rewarden.hf.batches import by_token_budget, make_batch
+from rewarden.core import RewardOutput
+from rewarden.hf.forward import by_group, forward_groups, reward_pass, token_groups
+from rewarden.hf.model.context import Context
 from rewarden.hf.model.loading import load_config, load_tokenizer
 from rewarden.hf.model.reward_model import Layout, RewardModel, RewardModelConfig
-from rewarden.hf.tokens import Limits, TokenGroup, tokenise
+from rewarden.hf.tokens import Limits, TokenGroup
 from rewarden.messages import Text
 from rewarden.shaping import Shaping, nominal
 
@@ -73,6 +73,11 @@ class Scorer:
     batch_tokens: int = 4096
 
     @property
+    def context(self) -> Context:
+        """What the backbone can read."""
+        return Context.of(self.model.config._name_or_path or "the model", self.model.backbone)
+
+    @property
     def record(self) -> dict[str, Any]:
         """The model's method, as `rewarden.methods.to_dict` writes it."""
         return methods.to_dict(self.model.method)
@@ -112,7 +117,7 @@ class Scorer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = RewardModel.load(str(folder), layout=layout)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its signature
-        limits = Limits(**(model.config.limits or {}))
+        limits = Context.of(str(folder), model.backbone).fitted(Limits(**(model.config.limits or {})))
         limits = replace(limits, over_long="truncate", raw=limits.raw if raw is None else raw)
         if batch_tokens is None:
             batch_tokens = 4096 if device == "cpu" else 16384
@@ -133,35 +138,18 @@ class Scorer:
         Raises:
             ValueError: When there are not as many lists of completions as prompts, or a list is empty.
         """
-        if len(prompts) != len(completions) or not all(completions):
-            raise ValueError(
-                f"got {len(prompts)} prompts and {len(completions)} lists of completions; "
-                "every prompt needs a list with at least one completion"
-            )
-        where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
-        groups = tokenise(self.tokenizer, list(zip(prompts, completions, strict=True)), self.limits, where=where)
-        assert None not in groups  # limits of a scorer truncate
-        kept = [group for group in groups if group is not None]
-        distinct = [group.distinct() for group in kept]
-        scores: list[list[CompletionScore]] = [[] for _ in kept]
-        for batch in by_token_budget([group for group, _ in distinct], self.batch_tokens, layout=self.model.layout):
-            for index, output in zip(batch, self.outputs([distinct[index][0] for index in batch]), strict=True):
-                scores[index] = self._scores(output, distinct[index][1], kept[index])
-            if progress is not None:
-                progress(sum(len(kept[index].sequences) for index in batch))
+        groups = token_groups(self.tokenizer, prompts, completions, self.limits, self.context)
+        scores: list[list[CompletionScore]] = [[] for _ in groups]
+        for found in forward_groups(
+            groups, self.outputs, budget=self.batch_tokens, layout=self.model.layout, progress=progress
+        ):
+            scores[found.number] = self._scores(found.output, found.places, found.group)
         return scores
 
-    @torch.inference_mode()
     def outputs(self, groups: Sequence[TokenGroup]) -> list[RewardOutput]:
         """The model's full output for each group, from one forward pass over all of them."""
-        batch = make_batch(groups, layout=self.model.layout, pad_token_id=self.tokenizer.pad_token_id or 0)
-        device = self.model.device
-        output = self.model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-        found, start = [], 0
-        for group in groups:
-            found.append(select(output, slice(start, start + len(group.sequences))))
-            start += len(group.sequences)
-        return found
+        found = reward_pass(self.model, groups, pad_token_id=self.tokenizer.pad_token_id)
+        return [part.output for part in by_group(groups, found)]
 
     def _scores(self, output: RewardOutput, places: Sequence[int], group: TokenGroup) -> list[CompletionScore]:
         """One score per completion of the group, from the output of its distinct ones and the place of each among them.

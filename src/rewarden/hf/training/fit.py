@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
 from rewarden.disk.atomic import files_into
 from rewarden.disk.owned_folder import MODEL, OwnedFolder
 from rewarden.hf import distributed
-from rewarden.hf.batches import by_token_budget
 from rewarden.hf.model.reward_model import RewardModel
-from rewarden.hf.scoring.scorer import Scorer
-from rewarden.hf.tokens import Limits, TokenGroup
+from rewarden.hf.tokens import Limits
 from rewarden.hf.training import checkpoints
 from rewarden.hf.training.callbacks import Progress, StopWhenNotFinite
 from rewarden.hf.training.checkpoints import latest_checkpoint as latest_checkpoint
-from rewarden.hf.training.pairs import PairDataset, TokenPair
+from rewarden.hf.training.pairs import PairDataset, TokenPair, pair_rewards
 from rewarden.hf.training.trainer import RewardTrainer
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -266,21 +263,9 @@ def with_teacher(
     teacher: RewardModel, pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase
 ) -> list[TokenPair]:
     """The pairs with agreement = sigmoid(reward gap) of a trained model: the targets of BRME's second stage."""
-    rewards = pair_rewards(teacher, [pair.group for pair in pairs], tokenizer)
+    rewards = pair_rewards(teacher, [pair.group for pair in pairs], pad_token_id=tokenizer.pad_token_id)
     agreements = (rewards[:, 0] - rewards[:, 1]).sigmoid().tolist()
     return [replace(pair, agreement=agreement) for pair, agreement in zip(pairs, agreements, strict=True)]
-
-
-def pair_rewards(
-    model: RewardModel, groups: Sequence[TokenGroup], tokenizer: PreTrainedTokenizerBase
-) -> Float[torch.Tensor, "pairs 2"]:
-    """Rewards of token pairs, chosen first, in evaluation mode."""
-    scorer = Scorer(model.eval(), tokenizer, Limits())
-    rewards = torch.zeros(len(groups), 2)
-    for batch in by_token_budget(groups, scorer.batch_tokens, layout=model.layout):
-        for index, output in zip(batch, scorer.outputs([groups[i] for i in batch]), strict=True):
-            rewards[index] = output.reward.cpu()
-    return rewards
 
 
 def calibrate(
@@ -291,7 +276,7 @@ def calibrate(
     Taken over all pairs, or over `most` of them spread evenly through the data when there are more.
     """
     step = max(1, math.ceil(len(pairs) / most))
-    rewards = pair_rewards(model, [pair.group for pair in pairs[::step]], tokenizer).double()
+    rewards = pair_rewards(model, [pair.group for pair in pairs[::step]], pad_token_id=tokenizer.pad_token_id).double()
     model.config.reward_mean, model.config.reward_std = rewards.mean().item(), rewards.std().item()
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from rewarden.core import Method
+from rewarden.core import Method, RewardOutput, select
 from rewarden.data import Pair
 from rewarden.files import DataError
 from rewarden.hf.batches import make_batch
+from rewarden.hf.forward import RewardPass, by_group, forward_groups, reward_pass
+from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits, TokenGroup, tokenise
 
 
@@ -196,6 +199,33 @@ class PairCollator:
             "rejected_length": torch.tensor([pair.group.completion_lengths[1] for pair in pairs]),
         }
         return batch
+
+
+def chosen_and_rejected(output: RewardOutput) -> tuple[RewardOutput, RewardOutput]:
+    """The two halves of an output whose sequences stand as `PairCollator` lays them out."""
+    return select(output, slice(0, None, 2)), select(output, slice(1, None, 2))
+
+
+def pair_rewards(
+    model: RewardModel, groups: Sequence[TokenGroup], *, pad_token_id: int | None, budget: int = 4096
+) -> Float[torch.Tensor, "pairs 2"]:
+    """Rewards of groups (chosen, rejected), in evaluation mode, on the CPU.
+
+    Args:
+        model: Put into evaluation mode.
+        groups: Two sequences each.
+        pad_token_id: The tokenizer's.
+        budget: Tokens per forward pass, padding included.
+    """
+    model.eval()
+    rewards = torch.zeros(len(groups), 2)
+
+    def run(some: Sequence[TokenGroup]) -> list[RewardPass]:
+        return by_group(some, reward_pass(model, some, pad_token_id=pad_token_id))
+
+    for found in forward_groups(groups, run, budget=budget, layout=model.layout):
+        rewards[found.number] = found.output.output.reward.cpu()[found.places]
+    return rewards
 
 
 def _column(values: list[float | None]) -> torch.Tensor | None:

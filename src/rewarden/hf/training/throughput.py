@@ -54,7 +54,7 @@ def flops_per_token(model: RewardModel) -> float:
 
 def counts(inputs: Mapping[str, Any]) -> dict[str, int]:
     """Tokens of a batch: processed, without sharing, and in padded rows as wide as the longest sequence."""
-    if (forest := inputs.get("forest")) is not None:
+    if (forest := inputs.get("tree")) is not None:
         return {
             "tokens": len(forest),
             "unshared": forest.num_unshared_tokens,

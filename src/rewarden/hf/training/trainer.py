@@ -15,7 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from rewarden.core import Method, PairInfo, RewardOutput, select
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.training import throughput
-from rewarden.hf.training.pairs import LengthGroups, PairCollator, PairDataset
+from rewarden.hf.training.pairs import LengthGroups, PairCollator, PairDataset, chosen_and_rejected
 
 
 class RewardTrainer(Trainer):
@@ -57,7 +57,7 @@ class RewardTrainer(Trainer):
         if not model.training:
             info = info._replace(row=None)  # row numbers are for what belongs to training, such as the bootstrap
         output: RewardOutput = model(**{name: value for name, value in inputs.items() if name not in ("info", "real")})
-        chosen, rejected = select(output, slice(0, None, 2)), select(output, slice(1, None, 2))
+        chosen, rejected = chosen_and_rejected(output)
         method = self.accelerator.unwrap_model(model).method
         real = inputs.get("real", len(chosen.reward))  # fillers stand behind the real pairs and count for nothing
         losses = method.loss(chosen, rejected, info)[:real]
