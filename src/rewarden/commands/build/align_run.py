@@ -173,8 +173,8 @@ def _encoded(args: Align, policy: Policy, tokenizer: Any, prompts: Sequence[Prom
         room = min(room, context.positions - args.max_new_tokens)
     if room < 1:
         raise ValueError(
-            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context.positions} tokens at most, which leaves "
-            "no room for a prompt; take fewer"
+            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context.positions} tokens at most, which "
+            "leaves no room for a prompt; take fewer"
         )
     found = encode_prompts(tokenizer, prompts, max_length=room, raw=args.raw)
     context.check_ids(tokenizer, found.ids)
