@@ -13,7 +13,7 @@ from rewarden.align import logs
 from rewarden.align.gather import Gather
 from rewarden.align.rewards.pipeline import Rewards
 from rewarden.align.rollouts import Rollouts
-from rewarden.align.update import Passes, Updated
+from rewarden.align.update import Passes, Targets, Updated
 from rewarden.core import RewardOutput
 from rewarden.hf.tokens import TokenGroup
 
@@ -42,14 +42,24 @@ OLD = torch.tensor([[-1.0, -2, NAN], [-3, NAN, NAN], [-4, -5, -6], [-7, -8, NAN]
 
 
 def passes(rows: slice = slice(None), *, value: Tensor | None = None) -> Passes:
-    return Passes(MASK[rows], OLD[rows], OLD[rows], value)
+    """The reference lies below by each completion's divergence, at its first token."""
+    below = torch.nn.functional.pad(KL[rows, None], (0, 2))
+    return Passes(MASK[rows], OLD[rows], OLD[rows] - below, value)
+
+
+def record(advantage: Tensor = KL, **more) -> logs.StepRecord:
+    targets = Targets(advantage, None, torch.ones(4, dtype=torch.bool))
+    whole = logs.StepRecord(7, rollouts(LENGTHS, [False] * 4), REWARDS, passes(), targets, Updated(), 0.01)
+    return whole._replace(**more)
 
 
 def metrics(gather: Gather, rows: slice, updated: Updated, **more) -> dict:
     mine = {name: values[rows] for name, values in REWARDS.components.items()}
     rewards = REWARDS._replace(reward=REWARDS.reward[rows], components=mine)
     some = rollouts(LENGTHS[rows], [False, False, True, False][rows])
-    return logs.step_metrics(gather, 7, rewards, KL[rows], some, passes(rows, **more), updated, 0.01)
+    return logs.step_metrics(
+        gather, record(rewards=rewards, rollouts=some, passes=passes(rows, **more), updated=updated)
+    )
 
 
 EXPECTED = {
@@ -92,7 +102,7 @@ def test_metrics_of_two_processes_are_those_of_one() -> None:
 
 
 def test_columns_by_hand() -> None:
-    found = logs.columns(REWARDS, KL, torch.tensor([1.0, 2.0, 3.0, 4.0]), MASK)
+    found = logs.columns(record(torch.tensor([1.0, 2.0, 3.0, 4.0])))
     assert list(found) == [
         "reward",
         "reward_nominal",
@@ -102,10 +112,10 @@ def test_columns_by_hand() -> None:
         "kl",
         "advantage",
     ]
-    assert found["advantage"].tolist() == [1, 2, 3, 4]
+    assert found["advantage"].tolist() == [1, 2, 3, 4] and found["kl"].tolist() == KL.tolist()
     assert found["reward_nominal"] is REWARDS.components["nominal"] and found["reward"] is REWARDS.reward
     assert found["latent_distance"].tolist() == [7, 8, 9, 10] and found["uncertainty"].tolist() == [1] * 4
-    tokens = logs.columns(REWARDS._replace(raw={}, output=RewardOutput(REWARDS.reward)), KL, OLD, MASK)
+    tokens = logs.columns(record(OLD, rewards=REWARDS._replace(raw={}, output=RewardOutput(REWARDS.reward))))
     assert tokens["advantage"].tolist() == [-1.5, -3, -5, -7.5]  # means over the tokens that are there
     assert tokens["latent_distance"] is None and tokens["uncertainty"] is None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rewarden.align.policy import Policy, ReferencePolicy
-from rewarden.align.update import Passes, Table, Targets, Updater, join_states
+from rewarden.align.update import Learner, Passes, Table, Targets, Updater, join_states
 from rewarden.methods.policy_feedback import PolicyStates
 from rewarden.rl.algorithms import ALGORITHMS, Algorithm, changed
 
@@ -87,16 +87,16 @@ def of(algorithm: Algorithm, step: Step, **more: object) -> Targets:
     return step.targets._replace(advantage=advantage, returns=step.targets.returns if per_token else None, **more)
 
 
-def updater(algorithm: Algorithm, **more: object) -> Updater:
-    settings = {"kl_weight": 0.0, "temperature": TEMPERATURE, "longest": LONGEST, "max_grad_norm": 1e9}
-    return Updater(algorithm, **settings | more)
+def updater(algorithm: Algorithm, *, kl_weight: float = 0.0, **more: object) -> Updater:
+    settings = {"temperature": TEMPERATURE, "longest": LONGEST, "max_grad_norm": 1e9}
+    return Updater(changed(algorithm, kl_weight=kl_weight), **settings | more)
 
 
 def run(accelerator, step: Step, update: Updater, targets: Targets, *, groups=GROUPS, passes=None, **more):
     """One update that leaves the weights alone: what it says, and the gradients of every optimiser step."""
     optimizer = Recorder(step.policy)
     plan = update.plan(step.policy, groups, 1, pad=0)
-    found = update(accelerator, step.policy, optimizer, plan, passes or step.passes, targets, 1, **more)
+    found = update(Learner(accelerator, step.policy, optimizer), plan, passes or step.passes, targets, 1, **more)
     return found, [{name.removeprefix("language_model."): g for name, g in each.items()} for each in optimizer.seen]
 
 
@@ -172,8 +172,8 @@ def test_completions_that_are_left_out_leave_the_tokens_and_stay_in_the_sequence
     targets = of(algorithm, step, counts=counts)
     numbers, gradients = expected(step, algorithm, targets, kl_weight=kl_weight)
     for row in (1, 3, 11):
-        step.passes.old[row] -= 200
-        step.passes.reference[row] += 200
+        step.passes.old_log_probs[row] -= 200
+        step.passes.ref_log_probs[row] += 200
         targets.advantage[row] = -1
     for batch_tokens in (24, 10_000):
         update = updater(algorithm, kl_weight=kl_weight, batch_tokens=batch_tokens)
@@ -200,9 +200,9 @@ def test_every_completion_is_used_once_an_epoch(accelerator, step) -> None:
     rows = {id(micro.batch): micro.rows.tolist() for micros in plan for micro in micros}
     assert [sum(len(micro.rows) for micro in micros) for micros in plan] == [6, 6]
     counting, optimizer = Counting(step.policy), Recorder(step.policy)
-    before = step.passes.old.clone()
-    update(accelerator, counting, optimizer, plan, step.passes, of(RLOO, step), 7)
-    assert torch.equal(step.passes.old, before)
+    before = step.passes.old_log_probs.clone()
+    update(Learner(accelerator, counting, optimizer), plan, step.passes, of(RLOO, step), 7)
+    assert torch.equal(step.passes.old_log_probs, before)
     assert len(optimizer.seen) == update.updates == 6
     seen = [rows[each] for each in counting.seen]
     epochs = [seen[at : at + len(rows)] for at in range(0, len(seen), len(rows))]
@@ -257,7 +257,7 @@ def test_old_probabilities_stay_while_the_policy_moves(accelerator, step) -> Non
     update = updater(GRPO, kl_weight=0.3, epochs=2)
     optimizer = torch.optim.SGD(step.policy.parameters(), lr=rate)
     plan = update.plan(step.policy, GROUPS, 1, pad=0)
-    found = update(accelerator, step.policy, optimizer, plan, step.passes, targets, 1)
+    found = update(Learner(accelerator, step.policy, optimizer), plan, step.passes, targets, 1)
     numbers = {name: (first[name] + second[name]) / 2 for name in first}
     assert {name: getattr(found, name) for name in numbers} == pytest.approx(numbers, rel=1e-3)
 
@@ -305,16 +305,18 @@ def test_without_a_value_head_there_are_no_values(folder, accelerator, step) -> 
 def test_the_first_look_stands_in_for_the_pass_before(algorithm, accelerator, step) -> None:
     update = updater(algorithm, kl_weight=0.3, batch_tokens=24)
     old, _, _ = update.old(step.policy, update.plan(step.policy, GROUPS, 1, pad=0), SHAPE)
-    slow, with_pass = run(accelerator, step, update, of(algorithm, step), passes=step.passes._replace(old=old))
-    empty = step.passes._replace(old=SHAPE.new())
-    fast, without = run(accelerator, step, update, of(algorithm, step), passes=empty, is_first_look=True)
-    assert torch.equal(empty.old, old)
+    slow, with_pass = run(
+        accelerator, step, update, of(algorithm, step), passes=step.passes._replace(old_log_probs=old)
+    )
+    first = step.passes._replace(old_log_probs=None)
+    fast, without = run(accelerator, step, update, of(algorithm, step), passes=first)
+    assert torch.equal(fast.log_probs, old) and slow.log_probs is None
     assert (fast.loss, fast.clipped, fast.grad_norm) == (slow.loss, slow.clipped, slow.grad_norm)
     assert fast.clipped == 0 and fast.grad_norm > 0.01
     assert all(torch.equal(without[0][name], each) for name, each in with_pass[0].items())
     for more in ({"epochs": 2}, {"minibatches": 2}):
         with pytest.raises(ValueError, match="2 updates a step need the old log-probabilities"):
-            run(accelerator, step, updater(algorithm, **more), of(algorithm, step), is_first_look=True)
+            run(accelerator, step, updater(algorithm, **more), of(algorithm, step), passes=first)
 
 
 def test_states_are_kept_of_the_last_epoch_when_asked_for(accelerator, step) -> None:
@@ -358,11 +360,15 @@ def test_what_is_not_finite_raises_and_leaves_the_weights(accelerator, step) -> 
     update = updater(RLOO, max_grad_norm=1.0)
     plan = update.plan(step.policy, GROUPS, 1, pad=0)
     with pytest.raises(ValueError, match=r"the gradient has length nan and the loss is nan.*--reward-clip"):
-        update(accelerator, step.policy, optimizer, plan, step.passes, targets, 1)
+        update(Learner(accelerator, step.policy, optimizer), plan, step.passes, targets, 1)
     assert all(torch.equal(each, before[name]) for name, each in step.policy.state_dict().items())
     assert all(each.grad is None for each in step.policy.parameters())
     update(
-        accelerator, step.policy, optimizer, plan, step.passes, of(RLOO, step)._replace(advantage=torch.ones(ROWS)), 1
+        Learner(accelerator, step.policy, optimizer),
+        plan,
+        step.passes,
+        of(RLOO, step)._replace(advantage=torch.ones(ROWS)),
+        1,
     )
     assert all(each.isfinite().all() for each in step.policy.parameters())
 
@@ -394,7 +400,14 @@ def test_in_bfloat16_the_body_is_rounded_alike_in_all_passes(accelerator, step) 
     assert 1e-4 < (old - exact).abs().mean() < 0.5
     assert torch.equal(update.reference(ReferencePolicy(step.policy), plan, SHAPE), old)
     targets = of(PPO, step)
-    found, seen = run(accelerator, step, update, targets, passes=step.passes._replace(old=old, value=value))
+    found, seen = run(accelerator, step, update, targets, passes=step.passes._replace(old_log_probs=old, value=value))
     assert found.clipped == 0  # the update's own pass rounds as the pass before did
     assert found.grad_norm > 0
     assert all(each.dtype == torch.float32 and each.isfinite().all() for each in seen[0].values())
+
+
+def test_the_divergence_is_of_real_tokens_and_unknown_before_a_first_look() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0, 9.0]])
+    passes = Passes(torch.tensor([[True, True, False]]), log_probs, log_probs - 0.5, None)
+    assert passes.kl.tolist() == [1.0]
+    assert passes._replace(old_log_probs=None).kl is None

@@ -58,8 +58,8 @@ def expected(
     policy_loss, value_loss, clipped = torch.tensor(0.0), torch.tensor(0.0), 0.0
     for row in taking_part:
         size = LENGTHS[row]
-        log_ratio = log_probs[row] - step.passes.old[row, :size]
-        apart = log_probs[row] - step.passes.reference[row, :size]
+        log_ratio = log_probs[row] - step.passes.old_log_probs[row, :size]
+        apart = log_probs[row] - step.passes.ref_log_probs[row, :size]
         advantage = targets.advantage[row] if targets.advantage.ndim == 1 else targets.advantage[row, :size]
         if algorithm.ratio == "sequence":
             log_ratio = log_ratio.sum()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from rewarden.monitors import MONITORS
 from rewarden.monitors.cluster_separation import ClusterSeparation
 from rewarden.monitors.mahalanobis import MahalanobisOutliers
-from rewarden.monitors.monitor import Monitor, Rollout, State, latents_of
+from rewarden.monitors.monitor import Monitor, Rollout, Signal, State, latents_of
 
 SMALL: list[Monitor] = [
     ClusterSeparation(),
@@ -44,9 +45,15 @@ def test_every_monitor_is_in_the_laws_and_frozen() -> None:
     assert {type(monitor) for monitor in SMALL} == set(MONITORS.values())
     assert all(MONITORS[monitor.name] is type(monitor) for monitor in SMALL)
     for monitor in SMALL:
-        assert monitor.needs_latents
+        assert monitor.needs == {"latent"}
         with pytest.raises(dataclasses.FrozenInstanceError):
             monitor.name = "other"  # type: ignore[misc]
+
+
+def test_what_monitors_may_need_are_the_fields_that_may_be_missing() -> None:
+    hints = get_type_hints(Rollout)
+    optional = {name for name, hint in hints.items() if type(None) in get_args(hint)}
+    assert set(get_args(Signal)) == optional - {"prompt"}
 
 
 @every_monitor

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from rewarden.monitors.cluster_separation import ClusterSeparation
 from rewarden.monitors.mahalanobis import MahalanobisOutliers
 from rewarden.monitors.monitor import Monitor, Report, Rollout, State
-from rewarden.monitors.monitor_set import Alarm, MonitorSet, last_good
+from rewarden.monitors.monitor_set import Alarm, MonitorSet, Observation, last_good
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,29 @@ def rollout(step: int, *rewards: float) -> Rollout:
     return Rollout(step, torch.tensor(rewards), torch.zeros(count), torch.ones(count, dtype=torch.long), latent)
 
 
+def looked(monitors: MonitorSet, seen: Rollout) -> Observation:
+    found = monitors.look(seen)
+    monitors.remember(found)
+    return found
+
+
+def test_looking_changes_nothing_until_the_step_is_done() -> None:
+    """A step that fails comes by again, and must not be counted twice."""
+    monitors = MonitorSet({"total": TotalReward(4)})
+    monitors.start(rollout(0, 1.0))
+    found = monitors.look(rollout(1, 5.0))
+    assert found.alarms == [Alarm(1, "total", "6 is a lot")]
+    assert (float(monitors.states["total"]["total"]), monitors.first) == (1, None)
+    assert monitors.look(rollout(1, 5.0)).values == found.values
+    monitors.remember(found)
+    assert (float(monitors.states["total"]["total"]), monitors.first) == (6, found.alarms[0])
+
+
 def test_values_and_alarms_by_hand() -> None:
     watch = MonitorSet({"high": TotalReward(10), "low": TotalReward(5)})
     watch.start(rollout(0, 1.0, 1.0))
     assert watch.first is None
-    values, alarms = watch.look(rollout(1, 1.0, 2.0))
+    values, alarms, _ = looked(watch, rollout(1, 1.0, 2.0))
     assert values == {
         "monitor/high/sum": 5,
         "monitor/high/step": 1,
@@ -51,22 +69,22 @@ def test_values_and_alarms_by_hand() -> None:
         "monitor/low/step": 1,
     }
     assert alarms == [] and watch.first is None
-    _, alarms = watch.look(rollout(2, 1.0))
+    _, alarms, _ = looked(watch, rollout(2, 1.0))
     assert alarms == [Alarm(2, "low", "6 is a lot")] == [watch.first]
-    values, alarms = watch.look(rollout(3, 6.0))
+    values, alarms, _ = looked(watch, rollout(3, 6.0))
     assert alarms == [Alarm(3, "high", "12 is a lot"), Alarm(3, "low", "12 is a lot")]
     assert values["monitor/low/sum"] == 12
     assert watch.first == Alarm(2, "low", "6 is a lot")  # the first stays the first
     both = MonitorSet({"high": TotalReward(10), "low": TotalReward(5)})
     both.start(rollout(0, 20.0))
-    both.look(rollout(1, 1.0))
+    looked(both, rollout(1, 1.0))
     assert both.first == Alarm(1, "high", "21 is a lot")
 
 
 def test_without_monitors_there_is_nothing_to_say(tmp_path) -> None:
     watch = MonitorSet({})
     watch.start(rollout(0, 1.0))
-    assert watch.look(rollout(1, 1.0)) == ({}, [])
+    assert looked(watch, rollout(1, 1.0)) == ({}, [], {})
     save_file(watch.tensors(), tmp_path / "monitors.safetensors")
     watch.load(load_file(tmp_path / "monitors.safetensors"), None)
 
@@ -80,7 +98,7 @@ def test_a_watch_that_goes_on_from_a_checkpoint_says_the_same(tmp_path) -> None:
     whole.start(reference)
     said = []
     for each in steps:
-        said.append(whole.look(each))
+        said.append(looked(whole, each)[:2])
         assert {name.partition("/")[2].partition("/")[0] for name in said[-1][0]} == set(monitors)
         path = tmp_path / f"{each.step}.safetensors"
         save_file({name: value.contiguous() for name, value in whole.tensors().items()}, path)
@@ -92,7 +110,7 @@ def test_a_watch_that_goes_on_from_a_checkpoint_says_the_same(tmp_path) -> None:
         again = MonitorSet(monitors)
         again.load(load_file(tmp_path / f"{start}.safetensors"), first)
         assert again.first == first
-        assert [again.look(each) for each in steps[start:]] == said[start:]
+        assert [looked(again, each)[:2] for each in steps[start:]] == said[start:]
         assert again.first == whole.first
 
 

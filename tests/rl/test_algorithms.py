@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rewarden.rl.algorithms import ALGORITHMS, DR_GRPO, ESTIMATORS, GRPO, PPO, REMAX, RLOO, Algorithm, changed
+from rewarden.rl.surrogates import SURROGATES, TokenRatios
 
 REWARDS = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
 
@@ -99,6 +100,10 @@ def test_soft_surrogates_are_for_tokens(surrogate: str) -> None:
         ({"clip_low": -0.1}, "clip range"),
         ({"clip_high": -0.1}, r"and -0\.1 above"),
         ({"clip_high": float("nan")}, "clip range"),
+        ({"kl_weight": -0.1}, r"kl_weight is -0\.1; it must be at least 0: a negative one would pay for drift"),
+        ({"kl_weight": float("nan")}, "kl_weight is nan"),
+        ({"kl_weight": float("inf")}, "kl_weight is inf"),
+        ({"surrogate": "hard"}, "there is no surrogate 'hard'; it must be one of clipped, cispo, sapo, vespo"),
         ({"discount": 0.0}, r"discount 0\.0"),
         ({"discount": 1.1}, r"discount 1\.1"),
         ({"gae_lambda": -0.1}, r"gae_lambda -0\.1"),
@@ -110,3 +115,22 @@ def test_soft_surrogates_are_for_tokens(surrogate: str) -> None:
 def test_what_is_out_of_range_is_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         changed(PPO, **fields)
+
+
+def test_a_divergence_is_charged_in_one_place() -> None:
+    assert changed(RLOO, kl_weight=0.5).reward_kl_weight == 0.5
+    assert changed(GRPO, kl_weight=0.5).reward_kl_weight == 0
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_read_what_they_say(name: str) -> None:
+    """A bound that is not read changes no loss, and one that is read does."""
+    log_ratio = torch.tensor([[1.5, -1.5], [1.5, -1.5]])
+    advantage, mask = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(2, 2, dtype=torch.bool)
+    ratios = TokenRatios(log_ratio - 1, log_ratio, advantage, mask)
+    chosen = SURROGATES[name]
+    start = chosen.loss(ratios, 0.2, 0.2)
+    for field, bounds in (("clip_low", (0.5, 0.2)), ("clip_high", (0.2, 0.5))):
+        assert torch.equal(chosen.loss(ratios, *bounds), start) == (field not in chosen.reads)
+    lost = torch.zeros(2, 2) if chosen.loses is None else chosen.loses(ratios, 0.2, 0.2)
+    assert lost.tolist() == ([[1, 0], [0, 1]] if name == "clipped" else [[0, 0], [0, 0]])

@@ -38,6 +38,11 @@ class PolicyOutput(NamedTuple):
     states: PolicyStates
     """Last hidden states of prompts and completions, detached."""
 
+    def detach(self) -> PolicyOutput:
+        """The same numbers without their graph."""
+        value = None if self.value is None else self.value.detach()
+        return PolicyOutput(self.log_prob.detach(), self.mask, value, self.states)
+
 
 class Policy(nn.Module):
     """A causal language model, and a value head where the algorithm needs one.

@@ -31,17 +31,36 @@ class MicroBatch(NamedTuple):
     """What `Policy.forward` reads."""
 
 
+class Learner(NamedTuple):
+    """The policy as it is trained."""
+
+    accelerator: Accelerator
+    """Adds up over the processes."""
+    policy: nn.Module
+    """A `Policy` as accelerate wrapped it; the same module in a single process."""
+    optimizer: torch.optim.Optimizer
+    """Of its weights."""
+
+
 class Passes(NamedTuple):
     """What is known of the step's completions before the first update; rows are padded to the longest completion."""
 
     mask: Bool[Tensor, "rows longest"]
     """Real tokens."""
-    old: Float[Tensor, "rows longest"]
-    """Log-probability of every token under the policy that wrote it, in nats."""
-    reference: Float[Tensor, "rows longest"]
+    old_log_probs: Float[Tensor, "rows longest"] | None
+    """Log-probability of every token under the policy that wrote it, in nats; None where the pass of a single update shall find
+    them."""
+    ref_log_probs: Float[Tensor, "rows longest"]
     """The same under the reference."""
     value: Float[Tensor, "rows longest"] | None
     """Values before every token; None without a value head."""
+
+    @property
+    def kl(self) -> Float[Tensor, " rows"] | None:
+        """Sum over a completion's tokens of log pi - log reference, in nats; None where the first is not known."""
+        if self.old_log_probs is None:
+            return None
+        return (self.old_log_probs - self.ref_log_probs).masked_fill(~self.mask, 0).sum(-1)
 
 
 class Targets(NamedTuple):
@@ -60,8 +79,6 @@ class Updater:
     """How the weights are updated from a step's completions."""
 
     algorithm: Algorithm
-    kl_weight: float
-    """Price of one nat of divergence from the reference, where the algorithm charges it in the loss."""
     temperature: float
     """At which completions were sampled."""
     longest: int
@@ -147,75 +164,66 @@ class Updater:
 
     def __call__(
         self,
-        accelerator: Accelerator,
-        policy: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        learner: Learner,
         plan: Sequence[Sequence[MicroBatch]],
         passes: Passes,
         targets: Targets,
         step: int,
         *,
         keep_states: bool = False,
-        is_first_look: bool = False,
     ) -> Updated:
         """Update the weights; see `Updated` for what comes back.
 
         Args:
-            accelerator: Adds up over the processes.
-            policy: A `Policy`, as accelerate wrapped it.
-            optimizer: Of its weights.
+            learner: Whose weights.
             plan: From `plan`.
-            passes: What is known before the update. With `is_first_look`, `old` is filled in here.
+            passes: What is known before the update. Without old log-probabilities the policy that wrote the completions is the
+                one that is updated, and the pass of the update does for both; there must be one update a step then.
             targets: What the update aims at.
             step: Of the run.
             keep_states: Whether the hidden states of the last epoch are wanted.
-            is_first_look: Whether no pass has been made over the completions before: with one update a step, the policy that
-                wrote them is the one that is updated, and the pass of the update does for both.
 
         Raises:
             ValueError: When the length of the gradient is no finite number; this optimiser step then leaves the weights as
-                they are.
+                they are. And when there are several updates, and no old log-probabilities.
         """
+        is_first_look = passes.old_log_probs is None
         if is_first_look and self.updates > 1:
             raise ValueError(
                 f"{self.updates} updates a step need the old log-probabilities; make the pass `old` before"
             )
-        found = Updated(is_first_look=is_first_look)
-        states: list[tuple[Tensor, PolicyStates]] = []
+        found, seen, states = Updated(), Table(*passes.mask.shape).new(), []
         for epoch in range(self.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(len(plan)) if len(plan) > 1 else [0]
-            is_last = keep_states and epoch == self.epochs - 1
             for number in order:
-                kept = self._minibatch(accelerator, policy, optimizer, plan[number], passes, targets, found)
-                states += kept if is_last else []
+                for rows, output in self._minibatch(learner, plan[number], passes, targets, found):
+                    if is_first_look:
+                        Table(*seen.shape).put(seen, rows, output.log_prob)
+                    if keep_states and epoch == self.epochs - 1:
+                        states.append((rows, output.states))
+        found.log_probs = seen if is_first_look else None
         found.states = join_states(states) if keep_states else None
         return found
 
     def _minibatch(
-        self,
-        accelerator: Accelerator,
-        policy: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        micros: Sequence[MicroBatch],
-        passes: Passes,
-        targets: Targets,
-        found: Updated,
-    ) -> list[tuple[Tensor, PolicyStates]]:
-        """One optimiser step; the losses of all micro-batches and processes add up to that of the minibatch."""
+        self, learner: Learner, micros: Sequence[MicroBatch], passes: Passes, targets: Targets, found: Updated
+    ) -> list[tuple[Tensor, PolicyOutput]]:
+        """One optimiser step, and what its passes said; losses of micro-batches and processes add up to that of the minibatch."""
+        accelerator, policy, optimizer = learner
         rows = torch.cat([micro.rows for micro in micros])
         mask = passes.mask & targets.counts[:, None]
         totals = accelerator.reduce(torch.stack([torch.tensor(len(rows)), mask[rows].sum()]).to(accelerator.device))
         sequences, tokens = (int(total) for total in totals)
-        sizes = Sizes(sequences, tokens, self.longest)
-        kept = []
+        share = _Share(mask, passes, targets, Sizes(sequences, tokens, self.longest))
+        outputs = []
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(policy):
                 output = self.forward(policy, micro.batch)
-                loss = self._loss(output, micro.rows, mask, passes, targets, sizes, found)
+                loss = self._loss(output, micro.rows, share, found)
                 # Gradients are averaged over the processes, and the loss is a sum over them.
                 accelerator.backward(loss * accelerator.num_processes)
-            kept.append((micro.rows, output.states))
+            outputs.append((micro.rows, output.detach()))
         norm = accelerator.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
         if norm is None or not torch.isfinite(norm):
             optimizer.zero_grad()
@@ -226,25 +234,18 @@ class Updater:
         optimizer.step()
         optimizer.zero_grad()
         found.grad_norm += float(norm) / self.updates
-        return kept
+        return outputs
 
-    def _loss(
-        self,
-        output: PolicyOutput,
-        rows: Tensor,
-        mask: Tensor,
-        passes: Passes,
-        targets: Targets,
-        sizes: Sizes,
-        found: Updated,
-    ) -> Tensor:
+    def _loss(self, output: PolicyOutput, rows: Tensor, share: _Share, found: Updated) -> Tensor:
         """The micro-batch's share of the loss of its minibatch."""
-        width = output.log_prob.shape[1]
-        device = output.log_prob.device
-        mask, old, reference = (each[rows, :width].to(device) for each in (mask, passes.old, passes.reference))
-        if found.is_first_look:
-            old = output.log_prob.detach()
-            passes.old[rows, :width] = old.cpu()
+        _, passes, targets, sizes = share
+        width, device = output.log_prob.shape[1], output.log_prob.device
+
+        def mine(table: Tensor) -> Tensor:
+            return table[rows, :width].to(device)
+
+        mask = mine(share.mask)
+        old = output.log_prob.detach() if passes.old_log_probs is None else mine(passes.old_log_probs)
         advantage = targets.advantage[rows].to(device)
         # 0 where a token is left out, so that it is never clipped and reaches no gradient: masked out after exp, an infinite
         # ratio would come back as 0 x inf.
@@ -254,18 +255,28 @@ class Updater:
             log_prob, log_ratio, advantage if advantage.ndim == 1 else advantage[:, :width], mask, sizes
         )
         found.clipped += float(clipped) / self.updates
-        if self.algorithm.kl_in == "loss" and self.kl_weight > 0:
-            apart = token_log_ratio(output.log_prob, reference, mask)
-            loss = loss + self.kl_weight * self.algorithm.divergence_loss(apart, mask, sizes)
+        if self.algorithm.loss_kl_weight > 0:
+            apart = token_log_ratio(output.log_prob, mine(passes.ref_log_probs), mask)
+            loss = loss + self.algorithm.loss_kl_weight * self.algorithm.divergence_loss(apart, mask, sizes)
         found.policy_loss += float(loss.detach()) / self.updates
         if output.value is not None and targets.returns is not None and passes.value is not None:
-            before, returns = (each[rows, :width].to(device) for each in (passes.value, targets.returns))
+            before, returns = mine(passes.value), mine(targets.returns)
             errors = clipped_value_loss(output.value, before, returns, clip=self.algorithm.value_clip)
             value_loss = batch_loss_terms(errors, mask, "per-token", **sizes._asdict()).sum()
             found.value_loss += float(value_loss.detach()) / self.updates
             loss = loss + self.algorithm.value_weight * value_loss
         found.loss += float(loss.detach()) / self.updates
         return loss
+
+
+class _Share(NamedTuple):
+    """What the losses of a minibatch are made from; tables have the rows of the whole step."""
+
+    mask: Tensor
+    """Tokens that count."""
+    passes: Passes
+    targets: Targets
+    sizes: Sizes
 
 
 @dataclass
@@ -281,8 +292,8 @@ class Updated:
     """Length of the gradient before it was shortened."""
     states: PolicyStates | None = field(default=None, repr=False)
     """The policy's hidden states of the last epoch, where they are asked for."""
-    is_first_look: bool = False
-    """Whether the pass of the update stands in for one before it."""
+    log_probs: Float[Tensor, "rows longest"] | None = field(default=None, repr=False)
+    """Log-probabilities of the completions under the policy that wrote them, where the update was the first to look."""
 
 
 class Table(NamedTuple):

@@ -28,7 +28,7 @@ def align(
 
     started = time.monotonic()
     run, finish = align_run.build(args, reward=reward, gold=gold, prompts=prompts)
-    first = run.step
+    first = run.progress.step
     run(on_report=finish.draft)
     summary = finish(seconds=time.monotonic() - started, resumed_from=first)
     run.accelerator.end_training()

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarden.monitors.monitor import Monitor, Report, Rollout, State, latents_of
+from rewarden.monitors.monitor import Monitor, Report, Rollout, Signal, State, latents_of
 
 _EXACT = "donot_use_mm_for_euclid_dist"  # the fast form of cdist loses half the digits of small distances
 
@@ -161,7 +161,7 @@ class ClusterSeparation(Monitor):
     """
 
     name: ClassVar[str] = "csi"
-    needs_latents: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Signal]] = frozenset({"latent"})
 
     eps: float | Literal["reference"] = "reference"
     """Radius of DBSCAN in units of the latent; "reference" takes `reference_eps`. The paper's 0.5 is small in many dimensions."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rewarden.monitors.monitor import Monitor, Report, Rollout, State, latents_of
+from rewarden.monitors.monitor import Monitor, Report, Rollout, Signal, State, latents_of
 from rewarden.monitors.p_values import OutlierFraction, chi_squared_p_values, conformal_p_values, outlier_fraction
 
 Covariance = Literal["empirical", "ledoit-wolf"]
@@ -116,7 +116,7 @@ class MahalanobisOutliers(Monitor):
     """
 
     name: ClassVar[str] = "mop"
-    needs_latents: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Signal]] = frozenset({"latent"})
 
     alpha: float = 0.01
     """Level at which a completion is an outlier."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -13,6 +13,11 @@ State = dict[str, Tensor]
 """What a monitor remembers between steps: named tensors on the CPU, so that safetensors stores it exactly."""
 
 
+Signal = Literal["kl", "latent", "uncertainty"]
+"""A field of `Rollout` that not every run has. "kl" costs a pass of the policy over the completions where a step makes a single
+update from them; "latent" and "uncertainty" come with the rewards, where their source has them."""
+
+
 class Rollout(NamedTuple):
     """A batch of completions of one policy, as they were scored: one row per completion."""
 
@@ -20,8 +25,8 @@ class Rollout(NamedTuple):
     """Step of the optimisation that wrote them; 0 for the starting policy."""
     reward: Float[Tensor, " rows"]
     """Reward paid, in reward units, higher is better."""
-    kl: Float[Tensor, " rows"]
-    """Sum over the completion's tokens of log pi - log reference, in nats."""
+    kl: Float[Tensor, " rows"] | None
+    """Sum over the completion's tokens of log pi - log reference, in nats; None in a run in which nothing asks for it."""
     length: Real[Tensor, " rows"]
     """Tokens of the completion."""
     latent: Float[Tensor, "rows latent"] | None = None
@@ -51,8 +56,8 @@ class Monitor(abc.ABC):
 
     name: ClassVar[str]
     """Prefix of its values in the logs, and what the command line calls it."""
-    needs_latents: ClassVar[bool] = False
-    """Whether the reward model must have latents."""
+    needs: ClassVar[frozenset[Signal]] = frozenset()
+    """Fields of `Rollout` that may be None, and must not be for this monitor."""
 
     @abc.abstractmethod
     def start(self, reference: Rollout) -> State:

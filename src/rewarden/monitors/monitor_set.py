@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rewarden.monitors.monitor import Monitor, Rollout
+from rewarden.monitors.monitor import Monitor, Rollout, State
 
 
 class Alarm(NamedTuple):
@@ -19,13 +19,23 @@ class Alarm(NamedTuple):
     sentence: str
 
 
+class Observation(NamedTuple):
+    """What monitors say about a step, before the policy has learned from it."""
+
+    values: dict[str, float]
+    """Numbers to log, by monitor/<name>/<key>."""
+    alarms: list[Alarm]
+    states: dict[str, State]
+    """What the monitors will remember of the step, once it is done."""
+
+
 @dataclass
 class MonitorSet:
     """Monitors with their states; the states are pure values, so they are saved and restored with the run."""
 
     monitors: Mapping[str, Monitor]
     """By the name under which they are logged."""
-    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
     first: Alarm | None = None
     """The first alarm of the run, whichever monitor raised it."""
 
@@ -37,19 +47,23 @@ class MonitorSet:
         """
         self.states = {name: monitor.start(reference) for name, monitor in self.monitors.items()}
 
-    def look(self, rollout: Rollout) -> tuple[dict[str, float], list[Alarm]]:
-        """What the monitors say about a step: numbers to log, and alarms."""
+    def look(self, rollout: Rollout) -> Observation:
+        """What the monitors say about a step. Nothing is remembered yet: the step may still fail, and come by again."""
         values: dict[str, float] = {}
-        alarms = []
+        alarms, states = [], {}
         for name, monitor in self.monitors.items():
-            self.states[name] = monitor.update(self.states[name], rollout)
-            report = monitor.report(self.states[name])
+            states[name] = monitor.update(self.states[name], rollout)
+            report = monitor.report(states[name])
             values |= {f"monitor/{name}/{key}": value for key, value in report.values.items()}
             if report.alarm is not None:
                 alarms.append(Alarm(rollout.step, name, report.alarm))
-        if alarms and self.first is None:
-            self.first = alarms[0]
-        return values, alarms
+        return Observation(values, alarms, states)
+
+    def remember(self, seen: Observation) -> None:
+        """The step that was looked at is done."""
+        self.states = seen.states
+        if seen.alarms and self.first is None:
+            self.first = seen.alarms[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """The states, flat, for a checkpoint."""

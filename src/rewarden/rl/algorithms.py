@@ -6,6 +6,7 @@ The formulas are in `rewarden.rl`. An `Algorithm` says which of them go together
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,10 +16,9 @@ from torch import Tensor
 
 from rewarden.rl import advantages, kl
 from rewarden.rl.policy_loss import Aggregation, batch_loss_terms, clipped_surrogate, is_clipped, sequence_log_ratio
-from rewarden.rl.surrogates import cispo, sapo, vespo
+from rewarden.rl.surrogates import SURROGATES, TokenRatios
 
 Baseline = Literal["leave-one-out", "standardised", "group-mean", "values", "greedy"]
-Surrogate = Literal["clipped", "cispo", "sapo", "vespo"]
 Estimator = Literal["k1", "k2", "k3"]
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
@@ -50,8 +50,10 @@ class Algorithm:
     """Where the divergence from the reference is charged."""
     kl_estimator: Estimator = "k1"
     """How it is estimated from the sampled tokens."""
-    surrogate: Surrogate = "clipped"
-    """What is made of ratio and advantage: PPO's clipped minimum, or one of `rewarden.rl.surrogates`, for token ratios."""
+    kl_weight: float = 0.0
+    """What one nat of it costs, in reward units; it is measured in any case."""
+    surrogate: str = "clipped"
+    """What is made of ratio and advantage, by its name in `rewarden.rl.surrogates.SURROGATES`; of whole completions "clipped"."""
     clip_low: float = 0.2
     """The ratio counts down to 1 - clip_low."""
     clip_high: float = 0.2
@@ -67,10 +69,45 @@ class Algorithm:
     value_clip: float = 0.2
     """How far a value may move from the old one before its loss stops rewarding it, in reward units."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(
+                f"kl_weight is {self.kl_weight}; it must be at least 0: a negative one would pay for drift"
+            )
+        if not (0 <= self.clip_low < 1 and self.clip_high >= 0):
+            raise ValueError(
+                f"clip range is {self.clip_low} below and {self.clip_high} above; expected the first in [0, 1), the second at "
+                "least 0"
+            )
+        if self.surrogate not in SURROGATES:
+            raise ValueError(f"there is no surrogate {self.surrogate!r}; it must be one of {', '.join(SURROGATES)}")
+        if self.surrogate != "clipped" and self.ratio == "sequence":
+            raise ValueError(
+                f"surrogate {self.surrogate!r} weighs tokens, and this algorithm compares whole completions; take one with "
+                "ratio 'token'"
+            )
+        if not (
+            0 < self.discount <= 1 and 0 <= self.gae_lambda <= 1 and self.value_weight >= 0 and self.value_clip > 0
+        ):
+            raise ValueError(
+                f"got discount {self.discount}, gae_lambda {self.gae_lambda}, value weight {self.value_weight} and value clip "
+                f"{self.value_clip}; the first two lie between 0 and 1, the weight is at least 0 and the clip above 0"
+            )
+
     @property
     def has_values(self) -> bool:
         """Whether the policy learns values."""
         return self.baseline == "values"
+
+    @property
+    def reward_kl_weight(self) -> float:
+        """What the divergence costs in the reward; 0 where it is charged in the loss."""
+        return self.kl_weight if self.kl_in == "reward" else 0.0
+
+    @property
+    def loss_kl_weight(self) -> float:
+        """What it costs in the loss; 0 where it is charged in the reward."""
+        return self.kl_weight if self.kl_in == "loss" else 0.0
 
     @property
     def min_group(self) -> int:
@@ -128,20 +165,11 @@ class Algorithm:
             return losses.sum() / sizes.sequences, is_clipped(ratio, advantage, **clips).sum() / sizes.sequences
         if advantage.ndim == 1:
             advantage = advantage[:, None].expand_as(log_ratio)
-        clipped = torch.zeros_like(mask)
-        if self.surrogate == "clipped":
-            losses, clipped = (
-                clipped_surrogate(log_ratio, advantage, **clips),
-                is_clipped(log_ratio, advantage, **clips),
-            )
-        elif self.surrogate == "cispo":
-            losses = cispo(log_probs, log_ratio, advantage, cap=1 + self.clip_high)
-        elif self.surrogate == "sapo":
-            losses = sapo(log_ratio, advantage)
-        else:
-            losses = vespo(log_probs, sequence_log_ratio(log_ratio, mask), advantage)
+        chosen, ratios = SURROGATES[self.surrogate], TokenRatios(log_probs, log_ratio, advantage, mask)
+        losses = chosen.loss(ratios, self.clip_low, self.clip_high)
+        lost = None if chosen.loses is None else chosen.loses(ratios, self.clip_low, self.clip_high)
         loss = batch_loss_terms(losses, mask, self.aggregation, **sizes._asdict()).sum()
-        return loss, clipped.sum() / max(sizes.tokens, 1)
+        return loss, (torch.zeros_like(loss) if lost is None else lost.sum() / max(sizes.tokens, 1))
 
     def divergence_loss(
         self, log_ratio: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], sizes: Sizes
@@ -182,26 +210,10 @@ def changed(algorithm: Algorithm, **fields: object) -> Algorithm:
     """The algorithm with the fields that are not None replaced.
 
     Raises:
-        ValueError: When a clip range, a discount or a weight is out of bounds, or a surrogate is not for this ratio.
+        ValueError: When a clip range, a discount or a weight is out of bounds, or there is no such surrogate for this ratio.
     """
-    if fields.get("surrogate") == "cispo" and fields.get("clip_high") is None:
-        fields["clip_high"] = 4.0  # a cap of 5 on the weights, see `cispo`
-    found = dataclasses.replace(algorithm, **{name: value for name, value in fields.items() if value is not None})  # type: ignore[arg-type]
-    if not (0 <= found.clip_low < 1 and found.clip_high >= 0):
-        raise ValueError(
-            f"clip range is {found.clip_low} below and {found.clip_high} above; expected the first in [0, 1), the second at "
-            "least 0"
-        )
-    if found.surrogate != "clipped" and found.ratio == "sequence":
-        raise ValueError(
-            f"surrogate {found.surrogate!r} weighs tokens, and this algorithm compares whole completions; take one with ratio "
-            "'token'"
-        )
-    if not (
-        0 < found.discount <= 1 and 0 <= found.gae_lambda <= 1 and found.value_weight >= 0 and found.value_clip > 0
-    ):
-        raise ValueError(
-            f"got discount {found.discount}, gae_lambda {found.gae_lambda}, value weight {found.value_weight} and value clip "
-            f"{found.value_clip}; the first two lie between 0 and 1, the weight is at least 0 and the clip above 0"
-        )
-    return found
+    fields = {name: value for name, value in fields.items() if value is not None}
+    surrogate = str(fields.get("surrogate", algorithm.surrogate))
+    if surrogate != algorithm.surrogate and surrogate in SURROGATES:
+        fields = {"clip_high": SURROGATES[surrogate].clip_high} | fields
+    return dataclasses.replace(algorithm, **fields)  # type: ignore[arg-type]

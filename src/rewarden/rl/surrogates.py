@@ -1,4 +1,4 @@
-"""Surrogates that do not clip: what CISPO, SAPO and VESPO put in the place of PPO's minimum.
+"""Surrogates that do not clip: what CISPO, SAPO and VESPO put in the place of PPO's minimum; and the table of all four.
 
 All three have the gradient of `clipped_surrogate` where new and old policy agree, so they differ only with several updates from
 the same completions. Two of them have a loss whose value means nothing: only its gradient, a weight times the advantage times
@@ -7,9 +7,15 @@ the gradient of the log-probability, is what the paper wants.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from rewarden.rl.policy_loss import clipped_surrogate, is_clipped, sequence_log_ratio
 
 
 def cispo(
@@ -102,3 +108,48 @@ def vespo(
 def _by_sign(is_positive: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
     """One of two numbers, in the number format of `like`: `torch.where` alone would round them to 32 bits."""
     return torch.where(is_positive, like.new_tensor(positive), like.new_tensor(negative))
+
+
+class TokenRatios(NamedTuple):
+    """What a surrogate makes a loss per token of, each (rows, tokens)."""
+
+    log_probs: Float[Tensor, "rows tokens"]
+    """Of the tokens under the policy, in nats."""
+    log_ratio: Float[Tensor, "rows tokens"]
+    """Their distance from those before the step's first update; 0 outside the mask."""
+    advantage: Float[Tensor, "rows tokens"]
+    mask: Bool[Tensor, "rows tokens"]
+    """True on the tokens that count."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """One entry of `SURROGATES`."""
+
+    loss: Callable[[TokenRatios, float, float], Tensor]
+    """From the ratios, clip_low and clip_high to a loss per token."""
+    reads: tuple[str, ...] = ()
+    """Which of clip_low and clip_high it reads."""
+    clip_high: float = 0.2
+    """Default of the upper bound."""
+    loses: Callable[[TokenRatios, float, float], Tensor] | None = None
+    """Which tokens lose their gradient; None where all keep one."""
+
+
+SURROGATES = {
+    "clipped": Surrogate(
+        lambda each, low, high: clipped_surrogate(each.log_ratio, each.advantage, clip_low=low, clip_high=high),
+        ("clip_low", "clip_high"),
+        loses=lambda each, low, high: is_clipped(each.log_ratio, each.advantage, clip_low=low, clip_high=high),
+    ),
+    "cispo": Surrogate(
+        lambda each, _, high: cispo(each.log_probs, each.log_ratio, each.advantage, cap=1 + high),
+        ("clip_high",),
+        clip_high=4.0,  # a cap of 5 on the weights
+    ),
+    "sapo": Surrogate(lambda each, _low, _high: sapo(each.log_ratio, each.advantage)),
+    "vespo": Surrogate(
+        lambda each, _low, _high: vespo(each.log_probs, sequence_log_ratio(each.log_ratio, each.mask), each.advantage)
+    ),
+}
+"""By the name under which the command line knows them; nothing registers itself."""

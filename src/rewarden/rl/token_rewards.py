@@ -20,13 +20,10 @@ def token_rewards(
 
     Reference: Ziegler et al. 2019, arXiv:1909.08593, Eq. 2, with the KL spread over tokens as in Ouyang et al. 2022,
     arXiv:2203.02155.
-
-    Raises:
-        ValueError: When the weight is negative.
     """
     is_last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
     paid = reward[:, None].expand(mask.shape).masked_fill(~is_last, 0)
-    return paid - _at_least_zero(kl_weight) * kl.masked_fill(~mask, 0)
+    return paid - kl_weight * kl.masked_fill(~mask, 0)
 
 
 def kl_penalised(
@@ -39,14 +36,5 @@ def kl_penalised(
     """The paid reward minus kl_weight x the KL of the completion, the sum over its tokens; reward units.
 
     Reference: Ahmadian et al. 2024, arXiv:2402.14740; Ziegler et al. 2019, arXiv:1909.08593, Eq. 2.
-
-    Raises:
-        ValueError: When the weight is negative.
     """
-    return reward - _at_least_zero(kl_weight) * kl.masked_fill(~mask, 0).sum(-1)
-
-
-def _at_least_zero(kl_weight: float) -> float:
-    if not kl_weight >= 0:
-        raise ValueError(f"kl_weight is {kl_weight}; it must be at least 0: a negative one would pay for drift")
-    return kl_weight
+    return reward - kl_weight * kl.masked_fill(~mask, 0).sum(-1)

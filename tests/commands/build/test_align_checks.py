@@ -118,8 +118,8 @@ def test_every_number_has_a_range() -> None:
     """An option that is added without one shows up here."""
     covered = {*AT_LEAST_ONE, *AT_LEAST_ZERO, *ABOVE_ZERO, *FINITE, "seed", "reference_responses", "nominal_weight"}
     elsewhere = {
-        "top_p", "top_k", "clip_low", "clip_high", "discount", "gae_lambda", "value_weight", "lora_rank", "lora_alpha",
-        "r2m_width", "r2m_floor", "r2m_entropy_weight", "r2m_lr",
+        "top_p", "top_k", "kl_weight", "clip_low", "clip_high", "discount", "gae_lambda", "value_weight", "lora_rank",
+        "lora_alpha", "r2m_width", "r2m_floor", "r2m_entropy_weight", "r2m_lr",
     }  # fmt: skip
     numbers = {field.name for field in fields(Align) if "int" in str(field.type) or "float" in str(field.type)}
     assert numbers == covered | elsewhere

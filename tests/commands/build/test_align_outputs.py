@@ -51,7 +51,7 @@ def ended(policy: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: F811
     args = options(policy, output, lora=True, lora_rank=2, save_every=1, keep_checkpoints=9, whiten=True)
     run, finish = align_run.build(args, reward=ascii_share, gold=None, prompts=ROWS)
     run()
-    run.monitors.first = Alarm(3, "mop", "Ding.")
+    run.make_step.monitors.first = Alarm(3, "mop", "Ding.")
     return run, finish, finish(seconds=2.0, resumed_from=0)
 
 
@@ -71,30 +71,30 @@ def test_both_policies_are_plain_folders(ended) -> None:
     """Adapters folded in: log-probabilities are those of the policy with its adapters."""
     run, _, summary = ended
     assert summary["best"]["step"] == 1
-    torch.testing.assert_close(exported(run.folder), log_probs(run.policy), rtol=1e-4, atol=1e-4)
-    parts, _ = checkpoints.load(run.folder, 1)
-    before = copy.deepcopy(run.policy)
+    torch.testing.assert_close(exported(run.store.folder), log_probs(run.make_step.policy), rtol=1e-4, atol=1e-4)
+    parts, _ = checkpoints.load(run.store.folder, 1)
+    before = copy.deepcopy(run.make_step.policy)
     checkpoints.load_weights(before, parts["policy"])
-    torch.testing.assert_close(exported(run.folder / "best"), log_probs(before), rtol=1e-4, atol=1e-4)
-    assert (exported(run.folder) - exported(run.folder / "best")).abs().max() > 1e-2
-    assert not any("lora" in name for name in weights(run.folder))
-    assert AutoTokenizer.from_pretrained(run.folder / "best").chat_template
+    torch.testing.assert_close(exported(run.store.folder / "best"), log_probs(before), rtol=1e-4, atol=1e-4)
+    assert (exported(run.store.folder) - exported(run.store.folder / "best")).abs().max() > 1e-2
+    assert not any("lora" in name for name in weights(run.store.folder))
+    assert AutoTokenizer.from_pretrained(run.store.folder / "best").chat_template
 
 
 def test_the_run_goes_on_where_it_was(ended) -> None:
     """Folding is done on copies."""
-    assert any("lora" in name for name, _ in ended[0].policy.named_parameters())
+    assert any("lora" in name for name, _ in ended[0].make_step.policy.named_parameters())
 
 
 def test_the_trained_policy_can_be_talked_to(ended) -> None:
-    found = sample(Sample(model=str(ended[0].folder / "best"), prompt="Hi", max_new_tokens=3))
+    found = sample(Sample(model=str(ended[0].store.folder / "best"), prompt="Hi", max_new_tokens=3))
     assert len(found["completions"]) == 1
 
 
 def test_the_summary_is_what_was_logged(ended) -> None:
     run, _, summary = ended
-    assert json.loads((run.folder / "summary.json").read_text()) == summary
-    lines = metrics(run.folder)
+    assert json.loads((run.store.folder / "summary.json").read_text()) == summary
+    lines = metrics(run.store.folder)
     assert all(line["reward"] == pytest.approx(0, abs=1e-6) for line in lines)  # whitened; the summary is of before
     assert summary["first_reward"] == lines[0]["reward_nominal"]
     assert summary["last_reward"] == lines[-1]["reward_nominal"] > 0.1
@@ -114,12 +114,12 @@ def test_the_summary_is_what_was_logged(ended) -> None:
 )
 def test_the_best_and_why(first: Alarm | None, gold: tuple | None, expected: tuple, ended) -> None:
     run, finish, _ = ended
-    kept = run.monitors.first, run.best_gold
-    run.monitors.first, run.best_gold = first, gold
+    kept = run.make_step.monitors.first, run.progress.best_gold
+    run.make_step.monitors.first, run.progress.best_gold = first, gold
     try:
         finish.draft()
-        assert json.loads((run.folder / "best.json").read_text()) == dict(
+        assert json.loads((run.store.folder / "best.json").read_text()) == dict(
             zip(("step", "reason"), expected, strict=True)
         )
     finally:
-        run.monitors.first, run.best_gold = kept
+        run.make_step.monitors.first, run.progress.best_gold = kept

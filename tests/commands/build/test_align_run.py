@@ -21,21 +21,23 @@ def test_a_run_is_what_the_options_say(policy: Path, tmp_path: Path) -> None:  #
         policy, tmp_path / "run", algorithm="ppo", policy_epochs=2, minibatches=2, kl_weight=0.3, warmup_steps=4, held_out=2,
         truncated="mask", max_grad_norm=0.5, temperature=0.7, top_k=9, seed=3, batch_tokens=77,
     )  # fmt: skip
-    assert (found.updater.epochs, found.updater.minibatches, found.updater.updates) == (2, 2, 4)
-    assert (found.updater.kl_weight, found.kl_weight, found.updater.max_grad_norm) == (0.3, 0.3, 0.5)
-    assert (found.updater.temperature, found.updater.batch_tokens, found.updater.dtype) == (0.7, 77, torch.float32)
-    assert (found.plan.warmup_steps, found.plan.mask_truncated, found.plan.seed) == (4, True, 3)
-    assert (found.writer.sampling.top_k, found.writer.sampling.temperature, found.writer.seed) == (9, 0.7, 3)
+    step, updater = found.make_step, found.make_step.updater
+    assert (updater.epochs, updater.minibatches, updater.updates) == (2, 2, 4)
+    assert (updater.algorithm.kl_weight, updater.max_grad_norm) == (0.3, 0.5)
+    assert (updater.temperature, updater.batch_tokens, updater.dtype) == (0.7, 77, torch.float32)
+    assert (step.plan.warmup_steps, step.plan.seed) == (4, 3)
+    assert [type(guard).__name__ for guard in step.guards] == ["LeaveOutTruncated"]
+    assert (step.sampler.sampling.top_k, step.sampler.sampling.temperature, step.sampler.seed) == (9, 0.7, 3)
     assert len(found.held_out.prompts) == len(found.held_out.ids) == 2
-    assert len(found.prompts) == len(found.ids) == 4
-    assert found.policy.value_head is not None
-    assert found.optimizer.defaults["weight_decay"] == 0
+    assert len(found.make_step.prompts) == len(found.make_step.ids) == 4
+    assert found.make_step.policy.value_head is not None
+    assert found.make_step.learner.optimizer.defaults["weight_decay"] == 0
 
 
 def test_the_learning_rate_depends_on_the_width(policy: Path, tmp_path: Path) -> None:  # noqa: F811
-    assert build(policy, tmp_path / "a", lr=None).plan.lr == pytest.approx(0.0075 / 32)
-    assert build(policy, tmp_path / "b", lr=None, lora=True).plan.lr == pytest.approx(0.075 / 32)
-    assert build(policy, tmp_path / "c", lr=0.5).plan.lr == 0.5
+    assert build(policy, tmp_path / "a", lr=None).make_step.plan.lr == pytest.approx(0.0075 / 32)
+    assert build(policy, tmp_path / "b", lr=None, lora=True).make_step.plan.lr == pytest.approx(0.075 / 32)
+    assert build(policy, tmp_path / "c", lr=0.5).make_step.plan.lr == 0.5
 
 
 def test_the_record_says_what_ran(policy: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -80,7 +82,7 @@ def test_counts_are_said(policy: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "1 of " in said
     assert "cut from the left to 40 tokens\n" in said
     assert "sampling 8 responses of the starting policy" in said
-    assert max(map(len, [*found.ids, *found.held_out.ids])) == 40
+    assert max(map(len, [*found.make_step.ids, *found.held_out.ids])) == 40
 
 
 def test_prompts_leave_room_for_the_completion(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +90,7 @@ def test_prompts_leave_room_for_the_completion(tiny: Path, tmp_path: Path, capsy
     small = random_policy(tiny, tmp_path / "small", max_position_embeddings=32)
     found = build(small, tmp_path / "run", [{"prompt": "y" * 99}, {"prompt": "z"}], max_new_tokens=12)
     assert "prompts: 1 of 2 cut from the left to 20 tokens, what " in capsys.readouterr().err
-    assert max(map(len, found.ids)) == 20
+    assert max(map(len, found.make_step.ids)) == 20
     with pytest.raises(
         ValueError, match=r"--max-new-tokens is 32, and .* reads 32 tokens at most, which leaves no room"
     ):
@@ -106,9 +108,9 @@ def test_turns_go_through_the_template_and_plain_text_need_not(policy: Path, tmp
     rows = [{"prompt": turns}, {"prompt": "plain"}]
     chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     found = build(policy, tmp_path / "chat", rows)
-    assert [tokenizer.decode(ids) for ids in found.ids] == [chat, "<user>plain<end><assistant>"]
+    assert [tokenizer.decode(ids) for ids in found.make_step.ids] == [chat, "<user>plain<end><assistant>"]
     found = build(policy, tmp_path / "raw", rows, raw=True)
-    assert [tokenizer.decode(ids) for ids in found.ids] == [chat, "plain"]
+    assert [tokenizer.decode(ids) for ids in found.make_step.ids] == [chat, "plain"]
 
 
 def test_continuing_says_from_where(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
@@ -116,9 +118,9 @@ def test_continuing_says_from_where(policy: Path, tmp_path: Path, capsys: pytest
     build(policy, output, resume=True)
     assert "--resume: nothing was saved in " in capsys.readouterr().err
     run(policy, output, resume=True)
-    assert build(policy, output, resume=True, steps=4).step == 3
+    assert build(policy, output, resume=True, steps=4).progress.step == 3
     assert "continuing after step 3\n" in capsys.readouterr().err
-    assert build(policy, output, resume=True).step == 3
+    assert build(policy, output, resume=True).progress.step == 3
     assert "continuing after step 3, which was the last one\n" in capsys.readouterr().err
 
 

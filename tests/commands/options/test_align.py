@@ -27,6 +27,7 @@ def test_each_change_is_made_and_no_other() -> None:
     assert algorithm("--algorithm grpo --aggregation per-token") == replace(GRPO, aggregation="per-token")
     assert algorithm("--algorithm grpo --kl-estimator k2") == replace(GRPO, kl_estimator="k2")
     assert algorithm("--algorithm grpo --surrogate sapo") == replace(GRPO, surrogate="sapo")
+    assert algorithm("--algorithm grpo --kl-weight 0.5") == replace(GRPO, kl_weight=0.5)
     assert algorithm("--algorithm ppo --surrogate cispo --clip-high 2") == replace(PPO, surrogate="cispo", clip_high=2)
     changed = replace(PPO, discount=0.9, gae_lambda=0.5, value_weight=1.0)
     assert algorithm("--algorithm ppo --discount 0.9 --gae-lambda 0.5 --value-weight 1") == changed
@@ -54,8 +55,8 @@ def test_where_the_divergence_is_charged_decides_its_estimator() -> None:
             "--clip-low and --clip-high would do nothing",
         ),
         ("--clip-low 1", "clip range is 1.0 below"),
-        ("--algorithm ppo --gae-lambda 1.5", "gae_lambda 1.5"),
-        ("--algorithm ppo --discount 0", "discount 0.0"),
+        ("--algorithm ppo --gae-lambda 1.5", "--gae-lambda 1.5"),
+        ("--algorithm ppo --discount 0", "--discount 0.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags: str, message: str) -> None:

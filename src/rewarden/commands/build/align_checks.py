@@ -16,7 +16,7 @@ AT_LEAST_ONE = (
     "minibatches", "eval_every", "save_every", "report_every", "keep_checkpoints", "retrain_every", "batch_tokens",
 )  # fmt: skip
 AT_LEAST_ZERO = (
-    "kl_weight", "ibl_weight", "length_penalty", "length_target", "truncation_penalty", "warmup_steps", "held_out", "penalty",
+    "ibl_weight", "length_penalty", "length_target", "truncation_penalty", "warmup_steps", "held_out", "penalty",
 )  # fmt: skip
 ABOVE_ZERO = ("lr", "max_grad_norm", "reward_clip", "reward_timeout", "retrain_lr", "temperature")
 FINITE = ("endogenous_weight",)

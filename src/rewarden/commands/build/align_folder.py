@@ -127,12 +127,12 @@ def record(args: Align, settings: dict[str, Any], run: Run) -> None:
         "command": "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:]),
         "arguments": json.loads(json.dumps(asdict(args), default=str)),
         "settings": settings,
-        "reward": run.pipeline.source.record,
-        "algorithm": asdict(run.updater.algorithm),
-        "layout": run.policy.layout,
-        "precision": str(run.updater.dtype).removeprefix("torch."),
+        "reward": run.make_step.pipeline.source.record,
+        "algorithm": asdict(run.make_step.updater.algorithm),
+        "layout": run.make_step.policy.layout,
+        "precision": str(run.make_step.updater.dtype).removeprefix("torch."),
         "processes": run.accelerator.num_processes,
-        "lr": run.plan.lr,
+        "lr": run.make_step.plan.lr,
         "versions": versions(),
     }
     write_json(Path(args.output) / RECORD, found)

@@ -44,17 +44,17 @@ class Finish:
             run.accelerator.wait_for_everyone()
             return {}
         best = self._write_best()
-        kept = copy.deepcopy(run.policy)
+        kept = copy.deepcopy(run.make_step.policy)
         parts, _ = checkpoints.load(self.folder, best["step"])
         checkpoints.load_weights(kept, parts["policy"])
         self._export(kept, self.folder / "best")
-        self._export(copy.deepcopy(run.policy), self.folder)
+        self._export(copy.deepcopy(run.make_step.policy), self.folder)
         report = write_align_report(self.folder)
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         tenth = max(1, len(lines) // 10)
         summary = {
             "output": str(self.folder),
-            "steps": run.step,
+            "steps": run.progress.step,
             "planned_steps": run.plan.steps,
             "seconds": seconds,
             "resumed_from": resumed_from,
@@ -62,7 +62,7 @@ class Finish:
             "first_reward": _mean(map(_earned, lines[:tenth])),
             "last_reward": _mean(map(_earned, lines[-tenth:])),
             "last_kl": _mean(line["kl"] for line in lines[-tenth:]),
-            "alarm": None if run.monitors.first is None else run.monitors.first._asdict(),
+            "alarm": None if run.make_step.monitors.first is None else run.make_step.monitors.first._asdict(),
             "best": best,
             "report": str(report),
         }
@@ -72,15 +72,19 @@ class Finish:
 
     def _write_best(self) -> dict[str, Any]:
         """Which checkpoint is to be trusted, and why."""
-        alarm, step = self.run.monitors.first, self.run.best_step()
-        if self.run.best_gold is not None:
-            reason = f"the best held-out gold, {self.run.best_gold[1]:.3f}"
+        alarm, step = self.run.make_step.monitors.first, self.run.store.best_step()
+        if self.run.progress.best_gold is not None:
+            reason = f"the best held-out gold, {self.run.progress.best_gold[1]:.3f}"
         elif alarm is not None and step + 1 >= alarm.step:
             reason = f"the oldest one: the first alarm, of {alarm.monitor}, came as early as step {alarm.step}"
         elif alarm is not None:
             reason = f"the last checkpoint before the first alarm, of {alarm.monitor} at step {alarm.step}"
         else:
-            reason = "the last one: no alarm" if self.run.monitors.monitors else "the last one: nothing was watching"
+            reason = (
+                "the last one: no alarm"
+                if self.run.make_step.monitors.monitors
+                else "the last one: nothing was watching"
+            )
         best = {"step": step, "reason": reason}
         write_json(self.folder / "best.json", best)
         return best

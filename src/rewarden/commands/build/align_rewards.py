@@ -105,7 +105,7 @@ def responses(
     scorers: Scorers,
     prompts: Sequence[Prompt],
     ids: Sequence[Sequence[int]],
-    writer: RolloutSampler,
+    sampler: RolloutSampler,
     sampling: SamplingCopy,
 ) -> Responses:
     """The starting policy's responses: those stored by the run, or sampled now by the first process."""
@@ -121,7 +121,7 @@ def responses(
             return
         say(f"sampling {count:,} responses of the starting policy, to compare with")
         places = reference_responses.prompts_for(len(prompts), args.steps, args.prompts_per_step, count, args.seed)
-        rollouts = reference_responses.sample(prompts, ids, places, writer, sampling.model())
+        rollouts = reference_responses.sample(prompts, ids, places, sampler, sampling.model())
         found = reference_responses.score(rollouts, places, scorers.source, scorers.endogenous)
         reference_responses.store(args.output, rollouts, found)
 

@@ -30,9 +30,13 @@ def build(
     """
     import torch
 
+    from rewarden.align.guards import LeaveOutTruncated
     from rewarden.align.held_out import HeldOut
-    from rewarden.align.loop import Run
+    from rewarden.align.loop import Run, RunPlan
     from rewarden.align.policy import ReferencePolicy, SamplingCopy
+    from rewarden.align.step import PolicyStep, StepPlan
+    from rewarden.align.store import RunStore
+    from rewarden.align.update import Learner
     from rewarden.commands.build.align_outputs import Finish
 
     check(args, given_reward=reward is not None, given_gold=gold is not None)
@@ -48,35 +52,40 @@ def build(
     )
     dtype = _dtype(args)
     sampling = SamplingCopy(policy, dtype)
-    writer = _writer(args, tokenizer)
+    sampler = _sampler(args, tokenizer)
     scorers = align_rewards.scorers(args, reward, gold)
     feedback = align_rewards.feedback(args, scorers.reward_model, policy)
     retraining = align_rewards.retraining(args, scorers.reward_model)
     # Only now is the folder touched: a mistyped option costs no earlier run, and leaves nothing behind.
     align_folder.claim(args, settings, accelerator)
-    responses = align_rewards.responses(args, accelerator, scorers, texts, ids, writer, sampling)
+    responses = align_rewards.responses(args, accelerator, scorers, texts, ids, sampler, sampling)
     lr = _learning_rate(args, policy)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    run = Run(
-        folder=args.output,
-        plan=_plan(args, lr),
-        accelerator=accelerator,
-        policy=policy,
-        wrapped=policy if accelerator.num_processes == 1 else accelerator.prepare(policy),
-        optimizer=torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
-        updater=_updater(args, policy, dtype),
-        writer=writer,
-        pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
-        monitors=align_rewards.monitors(args, responses),
-        reference=ReferencePolicy(policy),
-        sampling=sampling,
+    make_step = PolicyStep(
+        plan=StepPlan(args.prompts_per_step, args.seed, lr, args.warmup_steps),
         prompts=texts,
         ids=ids,
-        kl_weight=args.kl_weight,
-        held_out=HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None,
+        sampler=sampler,
+        sampling=sampling,
+        policy=policy,
+        learner=Learner(
+            accelerator,
+            policy if accelerator.num_processes == 1 else accelerator.prepare(policy),
+            torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
+        ),
+        reference=ReferencePolicy(policy),
+        updater=_updater(args, policy, dtype),
+        pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
+        monitors=align_rewards.monitors(args, responses),
+        guards=[LeaveOutTruncated()] if args.truncated == "mask" else [],
         feedback=feedback,
         retraining=retraining,
     )
+    plan = RunPlan(args.steps, args.save_every, args.eval_every, args.report_every, args.stop_on)
+    run = Run(
+        plan, make_step, RunStore(args.output, make_step, args.keep_checkpoints),
+        HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None,
+    )  # fmt: skip
     align_folder.record(args, settings, run)
     accelerator.init_trackers("rewarden-align", config={key: str(value) for key, value in settings.items()})
     if args.resume:
@@ -91,7 +100,7 @@ def _resume(args: Align, run: Run) -> None:
     if not saved:
         say(f"--resume: nothing was saved in {args.output}; starting from the beginning")
         return
-    run.resume(saved[-1])
+    run.store.restore(saved[-1])
     is_over = run.is_stopped or saved[-1] >= args.steps
     say(f"continuing after step {saved[-1]}" + (", which was the last one" if is_over else ""))
 
@@ -202,7 +211,7 @@ def _learning_rate(args: Align, policy: Policy) -> float:
     return (10 if args.lora else 1) * 0.0075 / policy.backbone.config.get_text_config().hidden_size
 
 
-def _writer(args: Align, tokenizer: Any) -> Any:
+def _sampler(args: Align, tokenizer: Any) -> Any:
     from rewarden.align.rollouts import RolloutSampler
     from rewarden.hf.generation.token_choice import Sampling
 
@@ -212,21 +221,11 @@ def _writer(args: Align, tokenizer: Any) -> Any:
     return RolloutSampler(tokenizer, sampling, args.group_size, args.seed, args.max_rows)
 
 
-def _plan(args: Align, lr: float) -> Any:
-    from rewarden.align.loop import RunPlan
-
-    return RunPlan(
-        steps=args.steps, prompts_per_step=args.prompts_per_step, seed=args.seed, lr=lr, warmup_steps=args.warmup_steps,
-        save_every=args.save_every, eval_every=args.eval_every, report_every=args.report_every,
-        keep_checkpoints=args.keep_checkpoints, mask_truncated=args.truncated == "mask", stop_on=args.stop_on,
-    )  # fmt: skip
-
-
 def _updater(args: Align, policy: Policy, dtype: Any) -> Any:
     from rewarden.align.update import Updater
 
     return Updater(
-        algorithm=args.chosen_algorithm(), kl_weight=args.kl_weight, temperature=args.temperature,
+        algorithm=args.chosen_algorithm(), temperature=args.temperature,
         longest=args.max_new_tokens, epochs=args.policy_epochs, minibatches=args.minibatches,
         batch_tokens=args.batch_tokens or (4096 if policy.device.type == "cpu" else 16384),
         max_grad_norm=args.max_grad_norm, seed=args.seed, dtype=dtype,

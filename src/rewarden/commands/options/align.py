@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -158,15 +159,14 @@ class AlgorithmOptions:
                 f"--kl-estimator {self.kl_estimator} is for a divergence in the loss; in the reward it is k1, whose mean is the "
                 "divergence; add --kl-in loss, or leave it out"
             )
-        if self.kl_weight < 0:
-            raise ValueError(
-                f"--kl-weight is {self.kl_weight}; it must be at least 0: a negative one would pay for drift"
-            )
         estimator = self.kl_estimator or ("k3" if kl_in == "loss" else "k1")
-        return changed(
-            start, kl_in=kl_in, kl_estimator=estimator, clip_low=self.clip_low, clip_high=self.clip_high,
-            aggregation=self.aggregation, surrogate=self.surrogate, **of_values,
-        )  # fmt: skip
+        try:
+            return changed(
+                start, kl_in=kl_in, kl_estimator=estimator, kl_weight=self.kl_weight, clip_low=self.clip_low,
+                clip_high=self.clip_high, aggregation=self.aggregation, surrogate=self.surrogate, **of_values,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(_by_flag(str(error), self)) from error
 
     def _check_surrogate(self, start: Algorithm) -> None:
         if self.surrogate == "clipped":
@@ -180,6 +180,12 @@ class AlgorithmOptions:
         idle = [f"--{name.replace('_', '-')}" for name in idle if (self.surrogate, name) != ("cispo", "clip_high")]
         if idle:
             raise ValueError(f"{' and '.join(idle)} would do nothing with --surrogate {self.surrogate}; leave it out")
+
+
+def _by_flag(message: str, options: object) -> str:
+    """The message with the options' flags in place of their names."""
+    names = "|".join(sorted(vars(options), key=len, reverse=True))
+    return re.sub(rf"\b({names})\b(?= )", lambda found: f"--{found[0].replace('_', '-')}", message)
 
 
 @dataclass(frozen=True, kw_only=True)
