@@ -79,6 +79,7 @@ class RunStore:
         progress.best_gold = tuple(state["best_gold"]) if state["best_gold"] else None
         progress.step, progress.unlogged = step, state["unlogged"]
         if parts.learner.accelerator.is_main_process:
+            checkpoints.rotate(self.folder, self._worth_keeping(), newest=self.keep)  # what a kill left half-deleted
             logs.forget_after(self.folder, step if progress.unlogged is None else step - 1)
             for rollouts in (self.folder / "rollouts").glob("step-*.parquet"):
                 if int(rollouts.stem.removeprefix("step-")) > step:
