@@ -13,9 +13,12 @@ from rewarden.commands.output.provenance import say
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from rewarden.align.held_out import HeldOut
     from rewarden.align.loop import Run
     from rewarden.align.policy import Policy
     from rewarden.align.prompts import Prompt
+    from rewarden.align.step import PolicyStep
+    from rewarden.align.update import Learner
     from rewarden.commands.build.align_outputs import Finish
     from rewarden.commands.options.align import Align
 
@@ -28,15 +31,10 @@ def build(
     Raises:
         ValueError: As `rewarden.commands.align.align`.
     """
-    import torch
-
     from rewarden.align.guards import LeaveOutTruncated
     from rewarden.align.held_out import HeldOut
-    from rewarden.align.loop import Run, RunPlan
     from rewarden.align.policy import ReferencePolicy, SamplingCopy
     from rewarden.align.step import PolicyStep, StepPlan
-    from rewarden.align.store import RunStore
-    from rewarden.align.update import Learner
     from rewarden.commands.build.align_outputs import Finish
 
     check(args, given_reward=reward is not None, given_gold=gold is not None)
@@ -60,7 +58,6 @@ def build(
     align_folder.claim(args, settings, accelerator)
     responses = align_rewards.responses(args, accelerator, scorers, texts, ids, sampler, sampling)
     lr = _learning_rate(args, policy)
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     make_step = PolicyStep(
         plan=StepPlan(args.prompts_per_step, args.seed, lr, args.warmup_steps),
         prompts=texts,
@@ -68,11 +65,7 @@ def build(
         sampler=sampler,
         sampling=sampling,
         policy=policy,
-        learner=Learner(
-            accelerator,
-            policy if accelerator.num_processes == 1 else accelerator.prepare(policy),
-            torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True),
-        ),
+        learner=_learner(accelerator, policy, lr),
         reference=ReferencePolicy(policy),
         updater=_updater(args, policy, dtype),
         pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
@@ -81,16 +74,30 @@ def build(
         feedback=feedback,
         retraining=retraining,
     )
-    plan = RunPlan(args.steps, args.save_every, args.eval_every, args.report_every, args.stop_on)
-    run = Run(
-        plan, make_step, RunStore(args.output, make_step, args.keep_checkpoints),
-        HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None,
-    )  # fmt: skip
+    run = _run(args, make_step, HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None)
     align_folder.record(args, settings, run)
     accelerator.init_trackers("rewarden-align", config={key: str(value) for key, value in settings.items()})
     if args.resume:
         _resume(args, run)
     return run, Finish(args.output, run, tokenizer)
+
+
+def _learner(accelerator: Accelerator, policy: Policy, lr: float) -> Learner:
+    import torch
+
+    from rewarden.align.update import Learner
+
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    wrapped = policy if accelerator.num_processes == 1 else accelerator.prepare(policy)
+    return Learner(accelerator, wrapped, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True))
+
+
+def _run(args: Align, make_step: PolicyStep, held_out: HeldOut | None) -> Run:
+    from rewarden.align.loop import Run, RunPlan
+    from rewarden.align.store import RunStore
+
+    plan = RunPlan(args.steps, args.save_every, args.eval_every, args.report_every, args.stop_on)
+    return Run(plan, make_step, RunStore(args.output, make_step, args.keep_checkpoints), held_out)
 
 
 def _resume(args: Align, run: Run) -> None:
