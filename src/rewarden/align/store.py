@@ -13,7 +13,7 @@ from rewarden.monitors.monitor_set import Alarm, last_good
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is."""
 
     step: int = 0
@@ -33,7 +33,7 @@ class RunStore:
     """Whose weights, optimiser, monitors, R2M and reward model change."""
     keep: int
     """Newest checkpoints that stay, beside the best one and the one that an alarm would fall back to."""
-    progress: Progress = field(default_factory=Progress)
+    progress: RunProgress = field(default_factory=RunProgress)
 
     def save_if_new(self) -> None:
         """Write a checkpoint of now unless there is one."""
