@@ -309,3 +309,20 @@ def test_shared_prompts_counts_distinct_evaluation_prompts():
 def test_reading_and_hashing_are_offered_here_too():
     assert [row for _, row in read_rows([TEXTS])] == [TEXTS]
     assert content_hash([TEXTS]) == content_hash([dict(reversed(TEXTS.items()))])
+
+
+@pytest.mark.parametrize(
+    ("load", "row", "hint"),
+    [
+        (load_candidates, {"prompt": "a", "response": "b"}, 'Rename "response" to "completion" if'),
+        (load_candidates, {"prompt": "a", "responses": ["b"]}, 'Rename "responses" to "completions" if'),
+        (load_candidates, {"question": "a", "answer": "b"}, 'Rename "question" to "prompt" if'),
+        (load_candidates, {"prompt": "a", "text": "b"}, 'Add or rename to "completion"'),
+        (load_pairs, {"prompt": "a", "choosen": "b", "rejected": "c"}, 'Rename "choosen" to "chosen" if'),
+        (load_pairs, {"prompt": "a", "preferred": "b", "rejected": "c"}, 'Rename "preferred" to "chosen" if'),
+        (load_pairs, {"prompt": "p", "response": "b", "label": True}, 'Add or rename to "chosen"'),
+    ],
+)
+def test_a_hint_never_renames_a_column_that_is_needed_as_it_is(load, row, hint):
+    with pytest.raises(DataError, match=hint):
+        load([row])

@@ -32,6 +32,14 @@ from rewarden.messages import (
 )
 
 _PROMPT_ALIASES = {"question", "instruction", "query"}
+_SEVERAL = ("responses", "answers", "outputs", "generations", "candidates")
+_ALIASES = {
+    "prompt": _PROMPT_ALIASES | {"input"},
+    "completion": {"response", "answer", "output", "generation", *_SEVERAL},
+    "chosen": {"preferred", "winner", "better", "chosen_response"},
+    "rejected": {"dispreferred", "loser", "worse", "rejected_response"},
+}
+"""What columns are called elsewhere, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +263,14 @@ def _responses(items: list[Any], where: str, field: str) -> tuple[list[Any], lis
 def _require(row: Mapping[str, Any], where: str, *names: str, known: str) -> None:
     for name in names:
         if name not in row:
-            columns = [str(column) for column in row]
-            close = " or ".join(f'"{match}"' for match in difflib.get_close_matches(name, columns, n=2, cutoff=0.5))
-            action = f'Rename {close} to "{name}" if that is what it is.' if close else f'Add or rename to "{name}".'
-            raise DataError.at(where, f'no column "{name}" among {columns}', known, action)
+            # Columns that this row needs as they are would not help under another name.
+            columns = [str(column) for column in row if column not in (*names, "completions")]
+            close = [column for column in columns if column.lower() in _ALIASES.get(name, ())]
+            new = "completions" if close and close[0].lower() in _SEVERAL else name
+            close = close or difflib.get_close_matches(name, columns, n=2, cutoff=0.5)
+            quoted = " or ".join(f'"{match}"' for match in close)
+            action = f'Rename {quoted} to "{new}" if that is what it is.' if close else f'Add or rename to "{name}".'
+            raise DataError.at(where, f'no column "{name}" among {[str(column) for column in row]}', known, action)
 
 
 def _number(value: object, where: str, field: str) -> float | None:
