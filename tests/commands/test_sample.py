@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tyro
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from rewarden.assets import resolve
+from rewarden.commands.options.parse import parse
 from rewarden.commands.sample import Sample, Speaker, converse, main, sample, with_system
 from rewarden.data import load_candidates
 from rewarden.files import read_rows
@@ -34,7 +34,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def options(text: str) -> Sample:
-    return tyro.cli(Sample, args=text.split())
+    return parse(Sample, text.split(), command="rewarden sample")
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
@@ -123,7 +123,7 @@ def test_system_turns() -> None:
 def test_raw_text_is_taken_as_it_is(tiny: Path) -> None:
     found = {}
     for name, raw in (("raw", True), ("chat", False)):
-        speaker = Speaker.load(Sample(str(tiny), temperature=0, max_new_tokens=4, raw=raw))
+        speaker = Speaker.load(Sample(model=str(tiny), temperature=0, max_new_tokens=4, raw=raw))
         model, tokenizer = speaker.model, speaker.tokenizer
         ids = tokenizer("Hi" if raw else "<user>Hi<end><assistant>", return_tensors="pt", add_special_tokens=False)
         expected = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
@@ -152,7 +152,9 @@ def test_a_conversation_is_remembered_until_reset(tiny: Path, monkeypatch, capsy
         return answer(self, prompts, samples, **others)
 
     monkeypatch.setattr(Speaker, "__call__", watched)
-    converse(Sample(str(tiny), system="Be brief.", max_new_tokens=3), read=Lines("Hi", "  ", "And?", "/reset", "Anew"))
+    converse(
+        Sample(model=str(tiny), system="Be brief.", max_new_tokens=3), read=Lines("Hi", "  ", "And?", "/reset", "Anew")
+    )
     replies = capsys.readouterr().out.removesuffix("\n").split("\n")
     system, hi = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
     assert asked[0] == ([system, hi], 0)
@@ -214,7 +216,7 @@ def test_bad_rows_are_named(tiny: Path, tmp_path: Path) -> None:
 def test_the_embedded_model_answers(capsys) -> None:
     """Its end of turn is the end token, so a greedy answer ends by itself or is marked as cut."""
     assert Path(resolve("rewarden-tiny")).is_dir()
-    main(Sample("rewarden-tiny", prompt="How do I boil an egg?", max_new_tokens=12, temperature=0, json=True))
+    main(Sample(model="rewarden-tiny", prompt="How do I boil an egg?", max_new_tokens=12, temperature=0, json=True))
     row = json.loads(capsys.readouterr().out)
     assert row["completions"][0].strip()
     assert "<" not in row["completions"][0]

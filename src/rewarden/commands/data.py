@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from rewarden.commands.options.flags import Positional
 
 if TYPE_CHECKING:
     from rewarden.data import Pair
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK = 512  # pairs tokenised between two moves of the progress bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Look at preference pairs before training on them.
 
@@ -29,14 +29,10 @@ class Data:
     prompts that the files share, exactly or nearly; and what to do about each.
     """
 
-    action: Annotated[Literal["inspect"], tyro.conf.Positional]
+    action: Annotated[Literal["inspect"], Positional("inspect")]
     """What to do with the files."""
-    files: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(at least one)"),
-    ]
-    """Preference pairs: .jsonl, .jsonl.gz or .parquet, or hub data sets."""
+    files: Annotated[tuple[str, ...], Positional("FILE ...")]
+    """Preference pairs: .jsonl, .jsonl.gz or .parquet, or hub data sets; at least one."""
     output: Path | None = None
     """Folder for inspect.json and inspect.html, the page with plots. Default: only print."""
     write_clean: Path | None = None

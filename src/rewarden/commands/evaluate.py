@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewarden.commands.build.scorers import EvaluatedModel, entrants
 from rewarden.commands.options.endogenous import EndogenousOptions
+from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.scoring import ScoringOptions, folders
 
@@ -21,22 +20,22 @@ if TYPE_CHECKING:
     from rewarden.data import GoldGroup
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(JudgeOptions, EndogenousOptions, ScoringOptions):
     """Evaluate reward models on preference pairs, on benchmarks, and by best-of-n over responses with gold scores.
 
     Writes results.json, results.csv (one line per set), pairs.csv (one line per pair), benchmarks/NAME.jsonl (every reward)
     and report.html. Several models are compared by paired tests.
     """
 
+    basic: ClassVar[tuple[str, ...]] = (
+        "model", "pairs", "gold", "benchmark", "path", "output", "shaping", "endogenous", "judge", "judge_kind", "resume", "seed",
+        "json",
+    )  # fmt: skip
     output: Path
     """Folder for the results."""
     model: tuple[Path, ...] = ()
     """Folders that `rewarden train` wrote. Folders joined by + (A+B+C) are one model, their ensemble."""
-    endogenous: Annotated[EndogenousOptions, tyro.conf.arg(name="")] = field(default_factory=EndogenousOptions)
-    """A reward read off a language model: one more model, or with a weight added to every trained one."""
-    judge: Annotated[JudgeOptions, tyro.conf.arg(name="")] = field(default_factory=JudgeOptions)
-    """A chat model that is asked how good completions are: one more model."""
     pairs: tuple[str, ...] = ()
     """[NAME=]FILE of preference pairs, or a hub data set. NAME defaults to the file's folder and name."""
     gold: str | None = None
@@ -47,8 +46,6 @@ class Evaluate:
     """Benchmarks by their own metrics: rm-bench, reward-bench, reward-bench-2, judge-bench, llmbar, hhh, best-of-k."""
     path: tuple[str, ...] = ()
     """Where a benchmark's data lies: FILE with one --benchmark, else NAME=FILE for each that is not bundled."""
-    options: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)
-    """How rewards are read off the model."""
     resume: bool = False
     """Take the scores that an interrupted run has left in the output folder, where model, options and texts are the same."""
     seed: int = 0
@@ -65,7 +62,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
     """
     from rewarden.commands.output.results_files import write_page, write_results
 
-    entered = entrants(args.model, args.options, args.endogenous, args.judge)
+    entered = _entrants(args)
     names = [entrant.name for entrant in entered]
     _check_models(args.model)
     material = read(args)
@@ -90,6 +87,10 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         comparisons=found,
     )
     return results
+
+
+def _entrants(args: Evaluate) -> list[EvaluatedModel]:
+    return entrants(args.model, part(args, ScoringOptions), part(args, EndogenousOptions), part(args, JudgeOptions))
 
 
 def _check_models(models: Sequence[Path]) -> None:
@@ -209,6 +210,6 @@ def main(args: Evaluate) -> None:
     if "models" in results:
         print_table(results["models"], results["comparisons"])
     else:
-        (entrant,) = entrants(args.model, args.options, args.endogenous, args.judge)
+        (entrant,) = _entrants(args)
         print_table({entrant.name: results})
     print(f"{args.output / 'report.html'}")

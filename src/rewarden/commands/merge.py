@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
+from rewarden.commands.options.flags import Positional
 from rewarden.files import write_text
 
 if TYPE_CHECKING:
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 ALIKE = ("backbone", "method", "pooling", "language_head", "pad_token_id", "limits")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Merge:
     """Average the weights of reward models into one model that costs as much as one of them (WARM).
 
     The members need one start: the same backbone, and the same head, trained before they part. See docs/merging.md.
     """
 
-    models: tyro.conf.Positional[tuple[Path, ...]]
+    models: Annotated[tuple[Path, ...], Positional("FOLDER FOLDER ...")]
     """Folders that `rewarden train` wrote, at least two."""
     output: Path
     """Folder for the averaged model, and merging.json."""

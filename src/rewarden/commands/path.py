@@ -6,19 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from rewarden.assets import model_path
+from rewarden.commands.options.flags import Positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Path:
     """Print the folder of a model that comes with the package."""
 
-    name: Annotated[str, tyro.conf.Positional] = "rewarden-tiny"
+    name: Annotated[str, Positional("NAME")] = "rewarden-tiny"
     """Name of the embedded model."""
-    seed: int = 0
-    """Accepted by every command; nothing here is random."""
     json: bool = False
     """Print {"name", "path"} as JSON."""
 

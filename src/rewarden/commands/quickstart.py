@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rewarden.commands.build.quickstart_plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quickstart:
     """Train Bradley-Terry, InfoRM and BRME on bundled real preferences and compare them, offline, on a laptop.
 
@@ -90,7 +90,7 @@ def quickstart(args: Quickstart) -> dict[str, Any]:
         say(f"{place}: training")
         record = _trained(args, method, folder, planned.rows)
         with progress(planned.material.completions, f"{place}: scoring", "completion") as bar:
-            scorer = ScoredOnce(ScoringOptions().scorer(folder))
+            scorer = ScoredOnce(ScoringOptions().trained_scorer(folder))
             measured[name] = measure(scorer, planned.material, seed=args.seed, progress=bar.update)
         models[name] = measured[name].results | {"training": _training(record)}
     found = comparisons(measured, seed=args.seed)
@@ -131,7 +131,7 @@ def _trained(args: Quickstart, method: Method, folder: Path, rows: list[dict[str
     options = Train(
         model=args.model,
         output=folder,
-        method=method,  # type: ignore[arg-type]
+        method=method,
         epochs=args.epochs,
         max_length=args.max_length,
         max_completion_length=args.max_completion_length,

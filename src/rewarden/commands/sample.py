@@ -24,7 +24,7 @@ _ROWS_ELSEWHERE = 512
 _REPLACED = ("completion", "completions", "truncated")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Sample completions from a language model, such as the policy that `rewarden align` wrote.
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewarden.commands.options.endogenous import EndogenousOptions, chosen_scorer
+from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions, judge_report
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.files import DataError
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from rewarden.messages import Text
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, kw_only=True)
+class Score(JudgeOptions, EndogenousOptions, ScoringOptions):
     """Score completions: rows {"prompt", "completion"} or {"prompt", "completions": [...]}.
 
     Every column is kept. The first kind of row gains "reward" and "uncertainty" (one standard deviation in reward units, null
@@ -35,24 +33,19 @@ class Score:
     "prompt_value", the soft value of the prompt. Columns of these names are replaced, and the summary says which.
     """
 
+    basic: ClassVar[tuple[str, ...]] = (
+        "input", "output", "model", "shaping", "endogenous", "judge", "judge_kind", "tokens", "page", "json",
+    )  # fmt: skip
     input: Path
     """.jsonl, .jsonl.gz or .parquet."""
     output: Path
     """Where the rows go, in the same formats; written whole or not at all. Not the input itself."""
     model: Path | None = None
     """Folder that `rewarden train` wrote, or several joined by + (A+B+C), which are then one ensemble."""
-    endogenous: Annotated[EndogenousOptions, tyro.conf.arg(name="")] = field(default_factory=EndogenousOptions)
-    """A reward read off a language model, in place of --model or added to it."""
-    judge: Annotated[JudgeOptions, tyro.conf.arg(name="")] = field(default_factory=JudgeOptions)
-    """A chat model that is asked how good completions are, in place of --model."""
     tokens: bool = False
     """Of --endogenous: add "token_rewards", a list of {"token", "reward", "log_prob"} for each completion."""
     page: Path | None = None
     """Of --endogenous: an .html file with the completions as text coloured by the reward of each token."""
-    options: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)
-    """How rewards are read off the model."""
-    seed: int = 0
-    """Accepted by every command; scoring draws nothing at random."""
     json: bool = False
     """Print a summary as JSON on stdout."""
 
@@ -98,17 +91,17 @@ def score(args: Score) -> dict[str, Any]:
         "columns_as_text": kept.as_text,
         "mean_reward": sum(rewards) / len(rewards),
         **({} if args.page is None else {"page": str(args.page)}),
-        **({} if args.judge.judge is None else {"judge": judge_report(scorer)}),
+        **({} if args.judge is None else {"judge": judge_report(scorer)}),
     }
 
 
 def _scorer(args: Score) -> AnyScorer:
     """The scorer that --model, --endogenous or --judge describe."""
-    if args.judge.judge is None:
-        return chosen_scorer(args.model, args.options, args.endogenous)
-    if args.model is not None or args.endogenous != EndogenousOptions():
+    if args.judge is None:
+        return chosen_scorer(args.model, part(args, ScoringOptions), part(args, EndogenousOptions))
+    if args.model is not None or part(args, EndogenousOptions) != EndogenousOptions():
         raise ValueError("got --judge beside options of --model or --endogenous; give one of the three")
-    return args.judge.scorer(args.options)
+    return args.judge_scorer(part(args, ScoringOptions))
 
 
 def _carried(args: Score, groups: Sequence[Candidates]) -> Carried:
@@ -159,14 +152,14 @@ def _check(args: Score) -> None:
         raise ValueError(f"--page {args.page}: unknown ending; use .html")
     if args.page is not None:
         check_destination("--page", args.page, [args.input])
-    if (args.tokens or args.page is not None) and (args.endogenous.endogenous is None or args.model is not None):
+    if (args.tokens or args.page is not None) and (args.endogenous is None or args.model is not None):
         raise ValueError(
             f"--{'tokens' if args.tokens else 'page'} needs rewards of single tokens, which only --endogenous MODEL has; "
             "give that, without --model"
         )
-    args.judge.check()
+    args.check_judge()
     if args.model is not None:
-        args.options.check([args.model])
+        args.check_scoring([args.model])
 
 
 def _scored(
@@ -214,9 +207,7 @@ def _write_page(
     record: Mapping[str, Any],
 ) -> None:
     """The completions as coloured text."""
-    import shlex
-
-    from rewarden.commands.output.provenance import versions
+    from rewarden.commands.output.provenance import command_line, versions
     from rewarden.files import write_text
     from rewarden.report import tokens as token_page
 
@@ -230,8 +221,9 @@ def _write_page(
         )
         for group, *each in zip(groups, scores, tokens, strict=True)
     ]
-    command = "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    facts = {name: value for name, value in record.items() if value is not None} | {"command": command} | versions()
+    facts = (
+        {name: value for name, value in record.items() if value is not None} | {"command": command_line()} | versions()
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, token_page.token_page("Rewards of tokens", shown, facts))
 

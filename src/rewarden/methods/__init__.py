@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from rewarden.core import Method
@@ -14,6 +15,7 @@ from rewarden.methods.generalizable import GeneralizableReward
 from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.methods.length_disentangled import LengthDisentangled
 from rewarden.methods.smoothed import Smoothed
+from rewarden.methods.wrapper import Wrapper
 
 METHODS: dict[str, type[Method]] = {
     cls.__name__: cls
@@ -29,6 +31,13 @@ METHODS: dict[str, type[Method]] = {
         Smoothed,
     )
 }
+
+HEADS: dict[str, type[Method]] = {
+    re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower(): cls
+    for name, cls in METHODS.items()
+    if not issubclass(cls, Wrapper)
+}
+"""Those with a head of their own, as they are typed on a command line: "bradley-terry"; the others go around one of them."""
 
 
 def to_dict(method: Method) -> dict[str, Any]:

@@ -3,15 +3,15 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-import tyro
 
 from rewarden.cli import main
 from rewarden.commands.build.align_checks import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, FINITE, check
 from rewarden.commands.options.align import Align
+from rewarden.commands.options.parse import parse
 
 
 def parsed(flags: str, reward: str = "models/a") -> Align:
-    return tyro.cli(Align, args=f"--reward {reward} --prompts p.jsonl --output o {flags}".split())
+    return parse(Align, f"--reward {reward} --prompts p.jsonl --output o {flags}".split(), command="rewarden align")
 
 
 def test_the_defaults_are_fine() -> None:

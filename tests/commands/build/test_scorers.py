@@ -13,8 +13,8 @@ from rewarden.commands.options.scoring import ScoringOptions
 
 from ..conftest import make_pairs, write
 
-ALONE = EndogenousOptions("owner/Model")
-ADDED = EndogenousOptions("owner/Model", endogenous_weight=1, reference="r")
+ALONE = EndogenousOptions(endogenous="owner/Model")
+ADDED = EndogenousOptions(endogenous="owner/Model", endogenous_weight=1, reference="r")
 
 
 def named(models: list[str], endogenous: EndogenousOptions, judge: JudgeOptions) -> list[tuple[str, str]]:
@@ -34,7 +34,7 @@ def test_labels(tmp_path: Path) -> None:
 
 
 def test_who_takes_part() -> None:
-    none, judge = EndogenousOptions(), JudgeOptions("owner/Chat", judge_kind="pointwise")
+    none, judge = EndogenousOptions(), JudgeOptions(judge="owner/Chat", judge_kind="pointwise")
     trained = [("a", "x/a"), ("b", "x/b")]
     assert named(["x/a", "x/b"], none, JudgeOptions()) == trained
     assert named(["x/a", "x/b"], ADDED, JudgeOptions()) == trained
@@ -64,11 +64,11 @@ def test_identities_tell_judges_apart(tiny: Path, tmp_path: Path) -> None:
         return entrant.identity()
 
     kinds = [
-        JudgeOptions(str(tiny)),
-        JudgeOptions(str(tiny), judge_kind="pointwise"),
-        JudgeOptions(str(tiny), template=template),
-        JudgeOptions("http://localhost:1/v1", judge_model="a"),
-        JudgeOptions("http://localhost:1/v1", judge_model="b"),
+        JudgeOptions(judge=str(tiny)),
+        JudgeOptions(judge=str(tiny), judge_kind="pointwise"),
+        JudgeOptions(judge=str(tiny), template=template),
+        JudgeOptions(judge="http://localhost:1/v1", judge_model="a"),
+        JudgeOptions(judge="http://localhost:1/v1", judge_model="b"),
     ]
     first = [identity(judge) for judge in kinds]
     assert len(set(first)) == len(kinds)

@@ -3,15 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tyro
 
 from rewarden.commands.options.align import AlgorithmOptions, FeedbackOptions
+from rewarden.commands.options.parse import parse
 from rewarden.methods.policy_feedback import PolicyFeedback
 from rewarden.rl.algorithms import DR_GRPO, GRPO, PPO, REMAX, RLOO
 
 
 def algorithm(flags: str = ""):
-    return tyro.cli(AlgorithmOptions, args=flags.split()).chosen_algorithm()
+    return parse(AlgorithmOptions, flags.split(), command="rewarden align").chosen_algorithm()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused(flags: str, message: str) -> None:
 
 
 def feedback(flags: str):
-    return tyro.cli(FeedbackOptions, args=flags.split()).chosen_feedback()
+    return parse(FeedbackOptions, flags.split(), command="rewarden align").chosen_feedback()
 
 
 def test_r2m_and_what_it_is_compared_with() -> None:

@@ -27,23 +27,26 @@ REFERENCE = [
     [
         (EndogenousOptions(gamma=0.5), "--gamma belongs to --endogenous MODEL; give both or neither"),
         (EndogenousOptions(endogenous_weight=1, reference="r"), "--endogenous-weight belongs to --endogenous MODEL"),
-        (EndogenousOptions("m", endogenous_weight=0.5), "--endogenous-weight and --reference belong together"),
-        (EndogenousOptions("m", reference="r.jsonl"), "--endogenous-weight and --reference belong together"),
         (
-            EndogenousOptions("m", aggregation="sum", gamma=0.9),
+            EndogenousOptions(endogenous="m", endogenous_weight=0.5),
+            "--endogenous-weight and --reference belong together",
+        ),
+        (EndogenousOptions(endogenous="m", reference="r.jsonl"), "--endogenous-weight and --reference belong together"),
+        (
+            EndogenousOptions(endogenous="m", aggregation="sum", gamma=0.9),
             "--gamma belongs to --aggregation discounted, and --agg",
         ),
-        (EndogenousOptions("m", gamma=1.5), "--gamma is 1.5; it is a discount from 0 to 1"),
-        (EndogenousOptions("m", alpha=0.0), "--alpha is 0.0; it must be positive"),
+        (EndogenousOptions(endogenous="m", gamma=1.5), "--gamma is 1.5; it is a discount from 0 to 1"),
+        (EndogenousOptions(endogenous="m", alpha=0.0), "--alpha is 0.0; it must be positive"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: EndogenousOptions, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        options.check()
+        options.check_endogenous()
 
 
 def test_defaults_are_those_of_the_scorer(tiny: Path) -> None:
-    scorer = chosen_scorer(None, ScoringOptions(), EndogenousOptions(str(tiny)))
+    scorer = chosen_scorer(None, ScoringOptions(), EndogenousOptions(endogenous=str(tiny)))
     assert isinstance(scorer, EndogenousScorer)
     assert (scorer.aggregation, scorer.gamma, scorer.alpha, scorer.system) == ("discounted", 0.93, 1.0, None)
     assert (scorer.batch_tokens, scorer.limits.raw, scorer.model.layout) == (4096, False, "tree")
@@ -51,10 +54,13 @@ def test_defaults_are_those_of_the_scorer(tiny: Path) -> None:
 
 def test_every_option_reaches_the_scorer(tiny: Path) -> None:
     scoring = ScoringOptions(batch_tokens=99, layout="padded", raw=True)
-    scorer = EndogenousOptions(str(tiny), "discounted", 0.5, 2.0, "Be kind.").scorer(scoring)
+    persona = EndogenousOptions(endogenous=str(tiny), aggregation="discounted", gamma=0.5, alpha=2.0, system="Be kind.")
+    scorer = persona.endogenous_scorer(scoring)
     assert (scorer.aggregation, scorer.gamma, scorer.alpha, scorer.system) == ("discounted", 0.5, 2.0, "Be kind.")
     assert (scorer.batch_tokens, scorer.limits.raw, scorer.model.layout) == (99, True, "padded")
-    other = EndogenousOptions(str(tiny), "mean", dtype="bfloat16").scorer(ScoringOptions())
+    other = EndogenousOptions(endogenous=str(tiny), aggregation="mean", dtype="bfloat16").endogenous_scorer(
+        ScoringOptions()
+    )
     assert (other.aggregation, other.model.body.dtype) == ("mean", torch.bfloat16)
     assert scorer.model.body.dtype == torch.float32
 
@@ -62,25 +68,27 @@ def test_every_option_reaches_the_scorer(tiny: Path) -> None:
 def test_options_of_trained_models_are_refused(tiny: Path) -> None:
     for options in (ScoringOptions(shaping="worst"), ScoringOptions(standardise=True)):
         with pytest.raises(ValueError, match=r"--(shaping|standardise) is for trained models with members"):
-            EndogenousOptions(str(tiny)).scorer(options)
+            EndogenousOptions(endogenous=str(tiny)).endogenous_scorer(options)
     with pytest.raises(ValueError, match="--batch-tokens is 0; it must be positive"):
-        EndogenousOptions(str(tiny)).scorer(ScoringOptions(batch_tokens=0))
+        EndogenousOptions(endogenous=str(tiny)).endogenous_scorer(ScoringOptions(batch_tokens=0))
 
 
 def test_one_model_or_a_weight(tiny: Path, trained: Path) -> None:
-    endogenous = EndogenousOptions(str(tiny))
+    endogenous = EndogenousOptions(endogenous=str(tiny))
     assert isinstance(chosen_scorer(trained, ScoringOptions(), EndogenousOptions()), Scorer)
     with pytest.raises(ValueError, match="got no model; give --model DIR"):
         chosen_scorer(None, ScoringOptions(), EndogenousOptions())
     with pytest.raises(ValueError, match="got --model and --endogenous; give one of them, or --endogenous-weight and"):
         chosen_scorer(trained, ScoringOptions(), endogenous)
     with pytest.raises(ValueError, match="--endogenous-weight adds to a trained reward; give --model DIR too"):
-        chosen_scorer(None, ScoringOptions(), EndogenousOptions(str(tiny), endogenous_weight=1, reference="r.jsonl"))
+        chosen_scorer(
+            None, ScoringOptions(), EndogenousOptions(endogenous=str(tiny), endogenous_weight=1, reference="r.jsonl")
+        )
 
 
 def test_the_sum_is_that_of_standardised_rewards(tiny: Path, trained: Path, tmp_path: Path) -> None:
     reference = write(tmp_path / "reference.jsonl", REFERENCE)
-    options = EndogenousOptions(str(tiny), endogenous_weight=0.5, reference=str(reference))
+    options = EndogenousOptions(endogenous=str(tiny), endogenous_weight=0.5, reference=str(reference))
     scorer = chosen_scorer(trained, ScoringOptions(), options)
     prompts, completions = ["Well?", "How are you?"], [["good", "bad", "good thanks"], ["fine"]]
     found = [score for group in scorer(prompts, completions) for score in group]
@@ -98,16 +106,16 @@ def test_the_sum_is_that_of_standardised_rewards(tiny: Path, trained: Path, tmp_
 def test_identity_depends_on_everything_that_scores_depend_on(tiny: Path, trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny, tmp_path / "copy")
     reference = write(tmp_path / "reference.jsonl", REFERENCE)
-    plain = EndogenousOptions(str(copy))
-    added = EndogenousOptions(str(copy), endogenous_weight=1.0, reference=str(reference))
+    plain = EndogenousOptions(endogenous=str(copy))
+    added = EndogenousOptions(endogenous=str(copy), endogenous_weight=1.0, reference=str(reference))
 
     def keys() -> list[str]:
         return [
             scores_identity(trained, ScoringOptions(), EndogenousOptions()),
             scores_identity(None, ScoringOptions(), plain),
             scores_identity(None, ScoringOptions(raw=True), plain),
-            scores_identity(None, ScoringOptions(), EndogenousOptions(str(copy), gamma=0.5)),
-            scores_identity(None, ScoringOptions(), EndogenousOptions(str(copy), system="x")),
+            scores_identity(None, ScoringOptions(), EndogenousOptions(endogenous=str(copy), gamma=0.5)),
+            scores_identity(None, ScoringOptions(), EndogenousOptions(endogenous=str(copy), system="x")),
             scores_identity(trained, ScoringOptions(), added),
         ]
 

@@ -5,7 +5,6 @@ from threading import Thread
 import pytest
 
 from rewarden import cli
-from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.judge import JudgeOptions, judge_report
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.commands.score import Score, score
@@ -21,7 +20,9 @@ URL = "http://localhost:1/v1"
     ("kind", "judge"), [("verifier", GenerativeVerifier), ("pointwise", PointwiseJudge), ("pairwise", PairwiseJudge)]
 )
 def test_a_local_model(tiny, kind, judge):
-    scorer = JudgeOptions(judge=str(tiny), judge_kind=kind).scorer(ScoringOptions(layout="padded", batch_tokens=77))
+    scorer = JudgeOptions(judge=str(tiny), judge_kind=kind).judge_scorer(
+        ScoringOptions(layout="padded", batch_tokens=77)
+    )
     assert type(scorer) is judge
     assert scorer.template == DEFAULTS[kind]
     assert isinstance(scorer.answerer, LocalChat)
@@ -33,20 +34,25 @@ def test_an_endpoint(monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     scorer = JudgeOptions(
         judge=URL, judge_model="m", api_key_env="MY_KEY", judge_extra='{"seed": 1}', judge_workers=3
-    ).scorer(ScoringOptions())
+    ).judge_scorer(ScoringOptions())
     assert scorer.answerer == ChatEndpoint(URL, "m", api_key_env="MY_KEY", workers=3, extra={"seed": 1})
     assert "secret" not in repr(scorer) + json.dumps(scorer.record)
-    assert JudgeOptions(judge=URL, judge_model="m").scorer(ScoringOptions()).answerer.api_key_env == "OPENAI_API_KEY"
-    assert JudgeOptions(judge=URL, judge_model="m", api_key_env="").scorer(ScoringOptions()).answerer.api_key_env == ""
+    assert (
+        JudgeOptions(judge=URL, judge_model="m").judge_scorer(ScoringOptions()).answerer.api_key_env == "OPENAI_API_KEY"
+    )
+    assert (
+        JudgeOptions(judge=URL, judge_model="m", api_key_env="").judge_scorer(ScoringOptions()).answerer.api_key_env
+        == ""
+    )
 
 
 def test_wording_and_reading_of_one_s_own(tmp_path):
     path = tmp_path / "template.toml"
     path.write_text('user = "{prompt}{completion}"\n')
     options = JudgeOptions(judge=URL, judge_model="m", template=path, judge_reading="log_yes")
-    scorer = options.scorer(ScoringOptions())
+    scorer = options.judge_scorer(ScoringOptions())
     assert (scorer.template.user, scorer.reading) == ("{prompt}{completion}", "log_yes")
-    assert JudgeOptions(judge=URL, judge_model="m").scorer(ScoringOptions()).reading == "log_odds"
+    assert JudgeOptions(judge=URL, judge_model="m").judge_scorer(ScoringOptions()).reading == "log_odds"
 
 
 @pytest.mark.parametrize(
@@ -69,15 +75,15 @@ def test_wording_and_reading_of_one_s_own(tmp_path):
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        JudgeOptions(**options).check()
+        JudgeOptions(**options).check_judge()
 
 
 def test_options_that_fit_pass():
-    JudgeOptions().check()
-    JudgeOptions(judge="folder", judge_kind="pairwise").check()
-    JudgeOptions(judge=URL, judge_model="m", judge_kind="pointwise").check()
+    JudgeOptions().check_judge()
+    JudgeOptions(judge="folder", judge_kind="pairwise").check_judge()
+    JudgeOptions(judge=URL, judge_model="m", judge_kind="pointwise").check_judge()
     with pytest.raises(ValueError, match="got no --judge"):
-        JudgeOptions().scorer(ScoringOptions())
+        JudgeOptions().judge_scorer(ScoringOptions())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_options_of_trained_models_are_refused(judge, unused):
     options = JudgeOptions(judge=judge, judge_model="m" if judge == URL else None)
     name = next(iter(unused)).replace("_", "-")
     with pytest.raises(ValueError, match=f"got --{name} with --judge {judge}"):
-        options.scorer(ScoringOptions(**unused))
+        options.judge_scorer(ScoringOptions(**unused))
 
 
 def test_from_the_options_to_scores_over_http(monkeypatch):
@@ -120,7 +126,7 @@ def test_from_the_options_to_scores_over_http(monkeypatch):
         thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        scorer = JudgeOptions(judge=url, judge_model="m", judge_kind="pairwise", api_key_env="").scorer(
+        scorer = JudgeOptions(judge=url, judge_model="m", judge_kind="pairwise", api_key_env="").judge_scorer(
             ScoringOptions()
         )
         found = scorer(["q", "r"], [["xx", "x", "xxx"], ["same", "size"]])
@@ -154,12 +160,12 @@ def test_a_judge_scores_a_file(tiny, rows, tmp_path, capsys, kind, questions):
 
 
 def test_a_judge_stands_alone(tiny, rows, tmp_path):
-    for more in ({"model": tiny}, {"endogenous": EndogenousOptions(endogenous=str(tiny))}):
-        args = Score(input=rows, output=tmp_path / "o.jsonl", judge=JudgeOptions(judge=str(tiny)), **more)
+    for more in ({"model": tiny}, {"endogenous": str(tiny)}):
+        args = Score(input=rows, output=tmp_path / "o.jsonl", judge=str(tiny), **more)
         with pytest.raises(ValueError, match="got --judge beside"):
             score(args)
 
 
 def test_options_of_a_judge_without_one_are_refused(rows, tmp_path):
     with pytest.raises(ValueError, match="without --judge"):
-        score(Score(input=rows, output=tmp_path / "o.jsonl", judge=JudgeOptions(judge_kind="pairwise")))
+        score(Score(input=rows, output=tmp_path / "o.jsonl", judge_kind="pairwise"))

@@ -30,11 +30,14 @@ OUTPUT = RewardOutput(torch.tensor([2.0]), members=torch.tensor([[2.0, -1.0]]))
     ],
 )
 def test_shapings(options: ScoringOptions, expected: float, trained: Path) -> None:
-    assert options.scorer(trained).shaping(OUTPUT).item() == pytest.approx(expected)
+    assert options.trained_scorer(trained).shaping(OUTPUT).item() == pytest.approx(expected)
 
 
 def test_layout_and_raw_reach_the_scorer(trained: Path) -> None:
-    plain, changed = ScoringOptions().scorer(trained), ScoringOptions(layout="padded", raw=True).scorer(trained)
+    plain, changed = (
+        ScoringOptions().trained_scorer(trained),
+        ScoringOptions(layout="padded", raw=True).trained_scorer(trained),
+    )
     assert (plain.model.layout, plain.limits.raw) == ("tree", False)
     assert (changed.model.layout, changed.limits.raw) == ("padded", True)
 
@@ -52,26 +55,26 @@ def test_layout_and_raw_reach_the_scorer(trained: Path) -> None:
 )
 def test_options_that_would_do_nothing_are_refused(options: ScoringOptions, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        options.check([Path("one"), Path("two")])
+        options.check_scoring([Path("one"), Path("two")])
 
 
 def test_options_that_do_something_for_one_of_the_models_pass() -> None:
-    ScoringOptions(standardise=True).check([Path("one"), Path("one+two")])
-    ScoringOptions(shaping="uwo", penalty=0.1, variance="unbiased").check([Path("one")])
+    ScoringOptions(standardise=True).check_scoring([Path("one"), Path("one+two")])
+    ScoringOptions(shaping="uwo", penalty=0.1, variance="unbiased").check_scoring([Path("one")])
 
 
 def test_folders_joined_by_plus_are_an_ensemble(trained: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     twin.symlink_to(trained)
     options = ScoringOptions(shaping="worst", layout="padded", raw=True, batch_tokens=99, standardise=True)
-    made = options.scorer(Path(f"{trained}+{twin}"))
+    made = options.trained_scorer(Path(f"{trained}+{twin}"))
     assert isinstance(made, ScorerEnsemble)
     assert made.standardise
     assert made.shaping(OUTPUT).item() == -1.0
     for scorer in made.scorers:
         assert (scorer.model.layout, scorer.limits.raw, scorer.batch_tokens) == ("padded", True, 99)
         assert scorer.shaping(OUTPUT).item() == 2.0  # a member's own reward
-    assert isinstance(ScoringOptions().scorer(trained), Scorer)
+    assert isinstance(ScoringOptions().trained_scorer(trained), Scorer)
 
 
 def test_folders(tmp_path: Path) -> None:

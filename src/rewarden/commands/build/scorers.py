@@ -40,10 +40,10 @@ def entrants(
     Raises:
         ValueError: When there is none, or options do not fit together.
     """
-    endogenous.check()
-    judge.check()
+    endogenous.check_endogenous()
+    judge.check_judge()
     if models:
-        options.check(models)
+        options.check_scoring(models)
     is_added = endogenous.endogenous is not None and endogenous.endogenous_weight is not None
     beside = endogenous if is_added else EndogenousOptions()
     names = labels(models) if models or (endogenous.endogenous is None and judge.judge is None) else []
@@ -62,7 +62,9 @@ def entrants(
     if judge.judge is not None:
         name = f"{judge.judge_kind} {_short(judge.judge_model or judge.judge)}"
         found.append(
-            EvaluatedModel(name, judge.judge, partial(judge.scorer, options), partial(_judge_identity, judge, options))
+            EvaluatedModel(
+                name, judge.judge, partial(judge.judge_scorer, options), partial(_judge_identity, judge, options)
+            )
         )
     return found
 

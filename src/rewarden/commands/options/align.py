@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rewarden.commands.options.adapters import AdapterOptions
 from rewarden.commands.options.shaping import ShapingOptions
@@ -292,3 +292,8 @@ class Align(
     the last step as a Hugging Face folder, and in best/ the policy that is to be trusted: that of the last checkpoint before the
     first alarm, or the best by --gold.
     """
+
+    basic: ClassVar[tuple[str, ...]] = (
+        "policy", "reward", "prompts", "output", "steps", "prompts_per_step", "group_size", "max_new_tokens", "algorithm",
+        "kl_weight", "lr", "shaping", "lora", "stop_on", "gold", "held_out", "seed", "resume", "overwrite",
+    )  # fmt: skip

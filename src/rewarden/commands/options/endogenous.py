@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rewarden.commands.options.flags import part
+
 if TYPE_CHECKING:
     from rewarden.commands.options.scoring import ScoringOptions
     from rewarden.hf.scoring.endogenous import EndogenousScorer
     from rewarden.hf.scoring.scorer import AnyScorer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EndogenousOptions:
     """A reward read off a language model, without training."""
 
@@ -36,13 +38,13 @@ class EndogenousOptions:
     reference: str | None = None
     """Prompts with completions on which both are standardised; needed with --endogenous-weight, refused without."""
 
-    def check(self) -> None:
+    def check_endogenous(self) -> None:
         """Refuse options that do not fit together.
 
         Raises:
             ValueError: Naming the option.
         """
-        given = [name for name, value in asdict(self).items() if value is not None]
+        given = [name for name, value in asdict(part(self, EndogenousOptions)).items() if value is not None]
         if given and self.endogenous is None:
             raise ValueError(f"--{given[0].replace('_', '-')} belongs to --endogenous MODEL; give both or neither")
         if (self.endogenous_weight is None) != (self.reference is None):
@@ -57,7 +59,7 @@ class EndogenousOptions:
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ValueError(f"--alpha is {self.alpha}; it must be positive")
 
-    def scorer(self, options: ScoringOptions) -> EndogenousScorer:
+    def endogenous_scorer(self, options: ScoringOptions) -> EndogenousScorer:
         """The endogenous scorer.
 
         Args:
@@ -70,7 +72,7 @@ class EndogenousOptions:
 
         from rewarden.hf.scoring.endogenous import EndogenousScorer
 
-        self.check()
+        self.check_endogenous()
         assert self.endogenous is not None
         trained = {
             "shaping": "nominal",
@@ -85,7 +87,7 @@ class EndogenousOptions:
                 f"--{other.replace('_', '-')} is for trained models with members, and an endogenous reward has none; drop it"
             )
         if self.endogenous_weight is None:
-            options.check([Path(self.endogenous)])
+            options.check_scoring([Path(self.endogenous)])
         named = {"aggregation": self.aggregation, "gamma": self.gamma, "alpha": self.alpha}
         return EndogenousScorer.load(
             self.endogenous,
@@ -97,18 +99,18 @@ class EndogenousOptions:
             **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
         )
 
-    def combined(
+    def with_endogenous(
         self, trained: AnyScorer, options: ScoringOptions, *, progress: Callable[[int], object] | None = None
     ) -> AnyScorer:
         """The trained scorer plus the weighted endogenous one, both standardised on the reference.
 
         Raises:
-            ValueError: As `scorer`, or when the reference cannot be used.
+            ValueError: As `endogenous_scorer`, or when the reference cannot be used.
         """
         from rewarden.data import load_candidates
         from rewarden.hf.scoring.weighted_sum import Standardised, WeightedSum
 
-        endogenous = self.scorer(options)
+        endogenous = self.endogenous_scorer(options)
         assert self.endogenous_weight is not None and self.reference is not None
         groups = load_candidates(self.reference)
         prompts, completions = [group.prompt for group in groups], [group.completions for group in groups]
@@ -122,20 +124,20 @@ def chosen_scorer(model: Path | None, options: ScoringOptions, endogenous: Endog
     Raises:
         ValueError: When neither is given, or both without a weight; as the options' own methods.
     """
-    endogenous.check()
+    endogenous.check_endogenous()
     if model is None and endogenous.endogenous is None:
         raise ValueError("got no model; give --model DIR, a folder that `rewarden train` wrote, or --endogenous MODEL")
     if model is None:
         if endogenous.endogenous_weight is not None:
             raise ValueError("--endogenous-weight adds to a trained reward; give --model DIR too, or drop it")
-        return endogenous.scorer(options)
+        return endogenous.endogenous_scorer(options)
     if endogenous.endogenous is None:
-        return options.scorer(model)
+        return options.trained_scorer(model)
     if endogenous.endogenous_weight is None:
         raise ValueError(
             "got --model and --endogenous; give one of them, or --endogenous-weight and --reference to add the two up"
         )
-    return endogenous.combined(options.scorer(model), options)
+    return endogenous.with_endogenous(options.trained_scorer(model), options)
 
 
 def scores_identity(model: Path | None, options: ScoringOptions, endogenous: EndogenousOptions) -> str:

@@ -18,7 +18,7 @@ KEY = "OPENAI_API_KEY"
 """Environment variable with the API key unless another is named."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """A language model as the judge, in place of a trained reward model."""
 
@@ -46,15 +46,14 @@ class JudgeOptions:
         """Whether the judge runs behind an address."""
         return self.judge is not None and self.judge.startswith(("http://", "https://"))
 
-    def check(self) -> None:
+    def check_judge(self) -> None:
         """Refuse options that do not fit together or do nothing.
 
         Raises:
             ValueError: Naming the option.
         """
-        given = [
-            name for name, value in vars(self).items() if name not in ("judge", "judge_kind") and value is not None
-        ]
+        names = [field.name for field in fields(JudgeOptions) if field.name not in ("judge", "judge_kind")]
+        given = [name for name in names if getattr(self, name) is not None]
         if self.judge_kind != "verifier":
             given.insert(0, "judge_kind")
         if self.judge is None and given:
@@ -77,7 +76,7 @@ class JudgeOptions:
             )
         self._extra()
 
-    def scorer(self, options: ScoringOptions) -> Judge:
+    def judge_scorer(self, options: ScoringOptions) -> Judge:
         """The judge as a scorer.
 
         Args:
@@ -89,7 +88,7 @@ class JudgeOptions:
         from rewarden.hf.scoring.judges import GenerativeVerifier, PairwiseJudge, PointwiseJudge
         from rewarden.judging.templates import DEFAULTS, read_template
 
-        self.check()
+        self.check_judge()
         self._check_unused(options)
         kind = self.judge_kind
         template = DEFAULTS[kind] if self.template is None else read_template(self.template, kind)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rewarden.hf.scoring.scorer import Scorer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoringOptions(ShapingOptions):
     """How rewards are read off a model, or off an ensemble of models (folders joined by +)."""
 
@@ -29,7 +29,7 @@ class ScoringOptions(ShapingOptions):
     raw: bool = False
     """Do not put plain text through the chat template. A model trained with --raw never does."""
 
-    def check(self, models: Sequence[Path]) -> None:
+    def check_scoring(self, models: Sequence[Path]) -> None:
         """Refuse options that do not fit together, or do nothing for any of the models.
 
         Raises:
@@ -44,7 +44,7 @@ class ScoringOptions(ShapingOptions):
                 "join folders by +, or drop it"
             )
 
-    def scorer(self, model: Path) -> Scorer | ScorerEnsemble:
+    def trained_scorer(self, model: Path) -> Scorer | ScorerEnsemble:
         """The scorer of a trained model, or of the ensemble that several folders joined by + are.
 
         Args:

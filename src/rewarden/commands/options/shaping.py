@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rewarden.shaping import Shaping
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShapingOptions:
     """From a model's output to one reward."""
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Annotated, Any, ClassVar, Literal
 
 from rewarden.commands.options.adapters import LoraOptions
+from rewarden.commands.options.flags import Expected, OneOf
 from rewarden.core import Method
-from rewarden.methods.bayesian_ensemble import BayesianEnsemble, BayesianEnsembleNLL
-from rewarden.methods.bradley_terry import BradleyTerry
+from rewarden.methods import HEADS
 from rewarden.methods.centered import Centered
 from rewarden.methods.ensemble import Ensemble
-from rewarden.methods.generalizable import GeneralizableReward
-from rewarden.methods.info_bottleneck import InfoBottleneck
-from rewarden.methods.length_disentangled import LengthDisentangled
 from rewarden.methods.smoothed import Smoothed
 
 
@@ -47,7 +42,7 @@ class TrainRunOptions:
 class DataOptions:
     """What to train on."""
 
-    train: tuple[str, ...] = ()
+    train: Annotated[tuple[str, ...], Expected()] = ()
     """Files (.jsonl, .jsonl.gz, .parquet) or hub data sets (owner/name or owner/name:split); at least one."""
     eval: str | None = None
     """Held-out pairs; the checkpoint with the lowest NLL on them is kept."""
@@ -207,14 +202,8 @@ def _check_deepspeed(path: Path) -> None:
         raise ValueError("--deepspeed needs the package deepspeed, which is not installed; pip install deepspeed")
 
 
-MethodChoice = (
-    Annotated[BradleyTerry, tyro.conf.subcommand("bradley-terry")]
-    | Annotated[InfoBottleneck, tyro.conf.subcommand("info-bottleneck")]
-    | Annotated[BayesianEnsemble, tyro.conf.subcommand("bayesian-ensemble")]
-    | Annotated[BayesianEnsembleNLL, tyro.conf.subcommand("bayesian-ensemble-nll")]
-    | Annotated[LengthDisentangled, tyro.conf.subcommand("length-disentangled")]
-    | Annotated[GeneralizableReward, tyro.conf.subcommand("generalizable-reward")]
-)
+MethodChoice = Annotated[Method, OneOf(HEADS)]
+"""The last word of the command: every method of `rewarden.methods.METHODS` but wrappers, which are options of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,5 +214,9 @@ class Train(TrainMachineOptions, LoraOptions, WrapperOptions, ScheduleOptions, D
     rewarden train --train pairs.jsonl --output my-model info-bottleneck --kl-weight 0.01
     """
 
+    basic: ClassVar[tuple[str, ...]] = (
+        "train", "eval", "output", "model", "epochs", "lr", "batch_size", "max_length", "max_completion_length", "ensemble",
+        "lora", "seed", "resume", "overwrite",
+    )  # fmt: skip
     method: MethodChoice
     """How rewards are modelled."""

@@ -6,17 +6,34 @@ import sys
 
 
 def versions() -> dict[str, str]:
-    """Versions that decide whether a run can be repeated."""
+    """Versions that decide whether a run can be repeated; of a package that is used from its sources, what these say."""
     import platform
-    from importlib.metadata import version
 
     packages = ("rewarden", "torch", "transformers", "accelerate", "tokenizers")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    import importlib
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
+
+
+def command_line() -> str:
+    """What was typed, quoted so that a shell reads it as it was meant."""
+    import shlex
+
+    return shlex.join(["rewarden", *sys.argv[1:]])
 
 
 def say(text: str) -> None:
     """One line on stderr, from the first of several processes."""
+    from rewarden.commands.output.terminal import visible
     from rewarden.hf import distributed
 
     if distributed.is_first():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)

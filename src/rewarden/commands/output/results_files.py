@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,15 +102,13 @@ def write_page(
     comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """The report, with what is needed to repeat it."""
-    import shlex
     from datetime import UTC, datetime
 
-    from rewarden.commands.output.provenance import versions
+    from rewarden.commands.output.provenance import command_line, versions
     from rewarden.commands.output.worst_pairs import worst_pairs
     from rewarden.report.models.report import write_report
 
-    command = "rewarden " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    facts = {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "seed": f"{seed}"}
+    facts = {"command": command_line(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "seed": f"{seed}"}
     write_report(
         path,
         models=models,
