@@ -22,7 +22,7 @@ ROWS = [
 def test_lengths_and_counts_by_hand(tiny: Path, tmp_path: Path) -> None:
     """One token per byte; a prompt has <user>, <end>, <assistant> besides, a completion <end>."""
     file = write(tmp_path / "a.jsonl", ROWS)
-    found = inspect(Data("inspect", (str(file),), model=str(tiny)))
+    found = inspect(Data(action="inspect", files=(str(file),), model=str(tiny)))
     own = found["files"]["a"]
     assert (own["rows"], own["prompts"], own["ties"], own["contradictory_pairs"]) == (3, 2, 1, 2)
     lengths = own["lengths"]
