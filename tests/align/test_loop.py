@@ -166,7 +166,7 @@ def test_without_stopping_the_best_stays_that_before_the_first_alarm(policy, tmp
 def test_a_stopped_run_stays_stopped(policy, tmp_path, monkeypatch):
     """Resumed with the same wish it does not go on; without the wish it does."""
     with_bell(built(policy, tmp_path / "run", steps=5), 2)()
-    monkeypatch.setattr(align_run.align_rewards, "monitors", lambda *_: MonitorSet({"bell": Bell(2)}))
+    monkeypatch.setattr(align_run.align_rewards, "monitors", lambda *_, **__: MonitorSet({"bell": Bell(2)}))
     again = built(policy, tmp_path / "run", steps=5, resume=True)
     assert again.progress.step == 2
     again.plan = replace(again.plan, stop_on="bell")

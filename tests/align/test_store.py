@@ -73,6 +73,8 @@ def test_a_run_in_pieces_ends_as_one_in_one_piece(changes, policy, tmp_path):
 )
 def test_what_learns_or_remembers_beside_the_policy_is_resumed(changes, policy, tmp_path):
     reward = runs.reward_model(policy, tmp_path / "reward", InfoBottleneck(latent_size=4))
+    if "retrain_every" in changes:
+        changes = changes | {"detector": reward}  # the latents that are watched stay
     settings = {"reward": reward, "steps": 5, "reference_responses": 12} | changes
     run = built(policy, tmp_path / "whole", **settings)
     run()

@@ -147,6 +147,11 @@ class MahalanobisOutliers(Monitor):
                 f"two must be at least 1, the last at least 1 and below 1 / alpha = {1 / self.alpha:g}"
             )
 
+    @property
+    def least_reference(self) -> int:
+        """Half of the reference is held out, and of that half there must be enough for p-values."""
+        return 2 * self.min_held_out
+
     def start(self, reference: Rollout) -> State:
         """State with the fitted Gaussian, the calibration distances, and an empty window.
 

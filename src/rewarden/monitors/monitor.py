@@ -59,6 +59,11 @@ class Monitor(abc.ABC):
     needs: ClassVar[frozenset[Signal]] = frozenset()
     """Fields of `Rollout` that may be None, and must not be for this monitor."""
 
+    @property
+    def least_reference(self) -> int:
+        """Completions of the starting policy without which it cannot start."""
+        return 1
+
     @abc.abstractmethod
     def start(self, reference: Rollout) -> State:
         """The state before the first step, from the starting policy's completions.

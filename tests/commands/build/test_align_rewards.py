@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from rewarden import monitors
 from rewarden.align.policy import Policy
 from rewarden.align.prompts import Prompt
 from rewarden.align.reference_responses import Responses
@@ -19,6 +20,7 @@ from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
+from rewarden.monitors.monitor import Monitor, Report
 
 from ..policy_runs import ascii_share, options, policy, reward_model  # noqa: F401 (a fixture)
 
@@ -64,8 +66,8 @@ def test_a_shaping_needs_members_before_anything_is_sampled(kind: str, shaping: 
     [
         ({"detector": "brme"}, "--detector .*no latents to watch"),
         ({"ibl_weight": 0.1}, "--ibl-weight needs latents, and .*info-bottleneck"),
-        ({"stop_on": "mop"}, "--stop-on mop watches latents, and .*info-bottleneck"),
-        ({"stop_on": "csi"}, "--stop-on csi watches latents, and .*--detector"),
+        ({"stop_on": "mop"}, "--stop-on mop needs latents, and .*info-bottleneck"),
+        ({"stop_on": "csi"}, "--stop-on csi needs latents, and .*--detector"),
     ],
 )
 def test_latents_are_needed(changes: dict, message: str, models: dict[str, str]) -> None:
@@ -185,10 +187,46 @@ def test_what_is_only_measured_stops_no_run(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_both_monitors_where_the_reference_is_large_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    found = align_rewards.monitors(options("p", Path("o")), responses(rows=1200)._replace(prompt=torch.arange(1200)))
+    found = align_rewards.monitors(responses(rows=1200)._replace(prompt=torch.arange(1200)), stop_on=None)
     assert list(found.states) == ["csi", "mop"]
-    assert list(align_rewards.monitors(options("p", Path("o")), responses()).states) == ["csi"]
+    assert list(align_rewards.monitors(responses(), stop_on=None).states) == ["csi"]
     assert "monitor mop is left out: " in capsys.readouterr().err
     with pytest.raises(ValueError, match="sample at least 1000 reference completions"):
-        align_rewards.monitors(options("p", Path("o"), stop_on="mop"), responses())
-    assert align_rewards.monitors(options("p", Path("o")), responses()._replace(latent=None)).monitors == {}
+        align_rewards.monitors(responses(), stop_on="mop")
+    assert align_rewards.monitors(responses()._replace(latent=None), stop_on=None).monitors == {}
+
+
+def test_a_monitor_that_costs_a_pass_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that needs what the reward has not got is left out, or refused where the run shall stop on it."""
+
+    class Bell(Monitor):
+        name = "bell"
+        needs = frozenset({"kl"})
+
+        def start(self, reference):
+            return {"rows": torch.tensor(len(reference.reward))}
+
+        def update(self, state, _):
+            return state
+
+        def report(self, _):
+            return Report({})
+
+    monkeypatch.setitem(monitors.MONITORS, "bell", Bell)
+    assert list(align_rewards.monitors(responses(), stop_on=None).states) == ["csi"]
+    assert list(align_rewards.monitors(responses(), stop_on="bell").states) == ["csi", "bell"]
+    monkeypatch.setattr(Bell, "needs", frozenset({"uncertainty"}))
+    assert list(align_rewards.monitors(responses(), stop_on=None).states) == ["csi"]
+    uncertain = responses()._replace(uncertainty=torch.ones(30))
+    assert list(align_rewards.monitors(uncertain, stop_on=None).states) == ["csi", "bell"]
+    args = options("p", Path("o"), reward="r.py:f", stop_on="bell")
+    with pytest.raises(ValueError, match=r"--stop-on bell needs uncertainties, and r.py:f has none; take a Bayesian"):
+        align_rewards.scorers(args, ascii_share, None)
+
+
+def test_retraining_leaves_what_is_compared_alone(models: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"--retrain-every moves the latents .* itself will do, it is loaded a second"):
+        loaded(reward=models["inform"], retrain_every=2)
+    found = loaded(reward=models["inform"], retrain_every=2, detector=models["inform"])
+    assert found.source.detector.scorer.model is not found.reward_model.model
+    assert loaded(reward=models["plain"], retrain_every=2).reward_model is not None

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rewarden.monitors import MONITORS
+
 if TYPE_CHECKING:
     from rewarden.commands.options.align import Align
     from rewarden.methods.policy_feedback import PolicyFeedback
@@ -188,12 +190,10 @@ def _watching(args: Align, *, has_gold: bool) -> Refusals:
         args.eval_every != 25 and args.held_out == 0,
         "--eval-every is about held-out prompts, and none are held out; add --held-out 32, or leave it out",
     )
-    if args.stop_on == "mop" and args.reference_responses is not None:
-        from rewarden.monitors.mahalanobis import MahalanobisOutliers
-
-        needed = 2 * MahalanobisOutliers().min_held_out
+    if args.stop_on is not None and args.reference_responses is not None:
+        needed = MONITORS[args.stop_on]().least_reference
         yield (
             args.reference_responses < needed,
-            f"--reference-responses is {args.reference_responses}, and --stop-on mop needs {needed}, half of which are held out; "
-            "take more, or --stop-on csi",
+            f"--reference-responses is {args.reference_responses}, and --stop-on {args.stop_on} needs {needed}; take more, or "
+            "another monitor",
         )

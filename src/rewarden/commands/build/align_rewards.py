@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rewarden.align.rewards.sources import RewardSource
     from rewarden.align.rollouts import RolloutSampler
     from rewarden.commands.options.align import Align
+    from rewarden.core import RewardOutput
     from rewarden.hf.scoring.endogenous import EndogenousScorer
     from rewarden.hf.scoring.scorer import Scorer
     from rewarden.monitors.monitor_set import MonitorSet
@@ -30,6 +31,15 @@ R2M_RATE = 4096e-6
 larger steps, as everywhere here; that rule is reasoned, not measured for R2M."""
 MIN_RESPONSES = 1024
 """Reference responses where something is compared with them: half of them are held out, and monitors need 500 of those."""
+
+REMEDIES = {
+    "latent": (
+        "latents",
+        "take a reward model trained with info-bottleneck (or anything around it), or give one as --detector",
+    ),
+    "uncertainty": ("uncertainties", "take a Bayesian ensemble, or several models joined by +"),
+}
+"""Of what a reward may not have: what it is called, and what to do."""
 
 
 class Scorers(NamedTuple):
@@ -55,22 +65,18 @@ def scorers(args: Align, reward: Any, gold: Any) -> Scorers:
         return load_source(spec, layout=args.layout, batch_tokens=args.batch_tokens, timeout=args.reward_timeout)
 
     main = own = source(reward, args.reward)
-    _check_shaping(args, main)
+    output = _try_out(args, own)
     if args.detector is not None:
         detector = load_source(args.detector, batch_tokens=args.batch_tokens)
         try:
             main = DetectedSource(own, detector)
         except ValueError as error:
             raise ValueError(f"--detector {args.detector}: {error}") from error
-    if args.ibl_weight and not main.has_latents:
+    _check_needs(args, output, has_latents=main.has_latents)
+    if args.retrain_every is not None and main.has_latents and args.detector is None:
         raise ValueError(
-            f"--ibl-weight needs latents, and {args.reward} has none; take a reward model trained with info-bottleneck, or give "
-            "one as --detector"
-        )
-    if args.stop_on is not None and not main.has_latents:
-        raise ValueError(
-            f"--stop-on {args.stop_on} watches latents, and {args.reward} has none; take a reward model trained with "
-            "info-bottleneck (or anything around it), or give one as --detector"
+            f"--retrain-every moves the latents of {args.reward}, and monitors and --ibl-weight compare them with those from the "
+            f"start; give a model that stays as it is as --detector: {args.reward} itself will do, it is loaded a second time"
         )
     endogenous = None
     if args.endogenous is not None:
@@ -82,8 +88,8 @@ def scorers(args: Align, reward: Any, gold: Any) -> Scorers:
     )  # fmt: skip
 
 
-def _check_shaping(args: Align, source: RewardSource) -> None:
-    """Refuse a shaping that the reward has not got the members for, before anything is sampled."""
+def _try_out(args: Align, source: RewardSource) -> RewardOutput:
+    """What the reward gives, seen on one completion; refuses a shaping that it has not got the members for."""
     import torch
 
     from rewarden.align.rewards.sources import FunctionSource
@@ -97,6 +103,21 @@ def _check_shaping(args: Align, source: RewardSource) -> None:
         args.chosen_shaping()(output)
     except ValueError as error:
         raise ValueError(f"--shaping {args.shaping} and --reward {args.reward}: {error}") from error
+    return output
+
+
+def _check_needs(args: Align, output: RewardOutput, *, has_latents: bool) -> None:
+    """Refuse what asks for more than the reward gives, before anything is sampled."""
+    from rewarden.monitors import MONITORS
+
+    asked = {"--ibl-weight": frozenset({"latent"})} if args.ibl_weight else {}
+    if args.stop_on is not None:
+        asked[f"--stop-on {args.stop_on}"] = MONITORS[args.stop_on].needs
+    there = {"latent": has_latents, "uncertainty": output.uncertainty is not None}
+    for option, needs in asked.items():
+        for signal, (what, remedy) in REMEDIES.items():
+            if signal in needs and not there[signal]:
+                raise ValueError(f"{option} needs {what}, and {args.reward} has none; {remedy}")
 
 
 def responses(
@@ -197,27 +218,28 @@ def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]
     return [components.latent_penalty(fits, args.ibl_weight)]
 
 
-def monitors(args: Align, responses: Responses) -> MonitorSet:
-    """Both monitors where there are latents; a reference too small for one is an error only if the run shall stop on it."""
-    from rewarden.monitors.cluster_separation import ClusterSeparation
-    from rewarden.monitors.mahalanobis import MahalanobisOutliers
+def monitors(responses: Responses, *, stop_on: str | None) -> MonitorSet:
+    """Every monitor that can work with the responses; one that cannot is an error only if the run shall stop on it."""
+    from rewarden.monitors import MONITORS
     from rewarden.monitors.monitor import Monitor
     from rewarden.monitors.monitor_set import MonitorSet
 
-    if responses.latent is None:
-        return MonitorSet({})
-    found: dict[str, Monitor] = {}
-    for monitor in (ClusterSeparation(), MahalanobisOutliers()):
-        try:
-            monitor.start(responses.rollout())
-        except ValueError as error:
-            if args.stop_on == monitor.name:
-                raise
-            say(f"monitor {monitor.name} is left out: {error}")
+    reference, found = responses.rollout(), dict[str, Monitor]()
+    for name, kind in MONITORS.items():
+        if any(getattr(reference, signal) is None for signal in kind.needs) and stop_on != name:
             continue
-        found[monitor.name] = monitor
+        if "kl" in kind.needs and stop_on != name:
+            continue  # costs a pass of the policy, which nobody has asked for
+        try:
+            kind().start(reference)
+        except ValueError as error:
+            if stop_on == name:
+                raise
+            say(f"monitor {name} is left out: {error}")
+            continue
+        found[name] = kind()
     started = MonitorSet(found)
-    started.start(responses.rollout())
+    started.start(reference)
     return started
 
 

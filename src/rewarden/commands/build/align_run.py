@@ -69,7 +69,7 @@ def build(
         reference=ReferencePolicy(policy),
         updater=_updater(args, policy, dtype),
         pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
-        monitors=align_rewards.monitors(args, responses),
+        monitors=align_rewards.monitors(responses, stop_on=args.stop_on),
         guards=[LeaveOutTruncated()] if args.truncated == "mask" else [],
         feedback=feedback,
         retraining=retraining,

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rewarden.commands.options.adapters import AdapterOptions
 from rewarden.commands.options.shaping import ShapingOptions
+from rewarden.monitors import MONITORS
+from rewarden.rl.algorithms import ALGORITHMS, ESTIMATORS, Algorithm, changed
+from rewarden.rl.surrogates import SURROGATES
 
 if TYPE_CHECKING:
     from rewarden.methods.policy_feedback import PolicyFeedback
-    from rewarden.rl.algorithms import Algorithm
+
+    AlgorithmName = SurrogateName = EstimatorName = MonitorName = str
+else:  # what may be said is what the tables have
+    AlgorithmName, SurrogateName = Literal[tuple(ALGORITHMS)], Literal[tuple(SURROGATES)]
+    EstimatorName, MonitorName = Literal[tuple(ESTIMATORS)], Literal[tuple(MONITORS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +27,7 @@ class AlignRunOptions:
     """From what to where."""
 
     reward: str
-    """What the policy is paid by: a folder that `rewarden train` wrote, several joined by + (A+B+C), or a Python function,
+    """What the policy is rewarded by: a folder that `rewarden train` wrote, several joined by + (A+B+C), or a Python function,
     FILE.py:NAME, that takes prompts, completions and the other columns and returns a number for each completion."""
     prompts: str
     """Rows with "prompt", text or messages: .jsonl, .jsonl.gz, .parquet, or a data set on the hub. Files of pairs will do."""
@@ -59,7 +66,7 @@ class RolloutOptions:
     top_k: int | None = None
     """Sample from the most probable tokens only."""
     truncated: Literal["keep", "mask", "penalty"] = "keep"
-    """Completions cut at the limit: like any other, left out of the loss, or paid --truncation-penalty less."""
+    """Completions cut at the limit: like any other, left out of the loss, or rewarded --truncation-penalty less."""
     truncation_penalty: float | None = None
     """Reward units; needed with --truncated penalty, refused without."""
     raw: bool = False
@@ -71,8 +78,8 @@ class RolloutOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaymentOptions:
-    """What a completion is paid besides its shaped reward."""
+class RewardOptions:
+    """What a completion is rewarded with besides its shaped reward."""
 
     ibl_weight: float = 0.0
     """IBL: price of one unit of Mahalanobis distance, in the reward model's latents, from the starting policy's responses."""
@@ -87,9 +94,9 @@ class PaymentOptions:
     length_target: int | None = None
     """Tokens that cost nothing."""
     reward_clip: float | None = None
-    """Keep what is paid between minus and plus this."""
+    """Keep rewards between minus and plus this."""
     whiten: bool = False
-    """Shift and scale what is paid to mean 0 and standard deviation 1 over the step."""
+    """Shift and scale rewards to mean 0 and standard deviation 1 over the step."""
     reward_timeout: float | None = None
     """Seconds that a Python function may take for a step. Default: any time, with a warning after 30 s."""
 
@@ -98,15 +105,15 @@ class PaymentOptions:
 class AlgorithmOptions:
     """How the policy is updated. Defaults that depend on the algorithm are those of its paper."""
 
-    algorithm: Literal["rloo", "grpo", "dr-grpo", "ppo", "remax"] = "rloo"
+    algorithm: AlgorithmName = "rloo"
     """Policy-gradient algorithm."""
     kl_weight: float = 0.0
     """Price of one nat of divergence from the starting policy; measured and logged in any case."""
     kl_in: Literal["reward", "loss"] | None = None
     """Where it is charged. Default: in the loss for grpo and dr-grpo, in the reward for the others."""
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    kl_estimator: EstimatorName | None = None
     """How it is estimated in the loss; in the reward it is k1. Default: k3 in the loss."""
-    surrogate: Literal["clipped", "cispo", "sapo", "vespo"] = "clipped"
+    surrogate: SurrogateName = "clipped"
     """With several updates a step, for grpo, dr-grpo and ppo: PPO's clipped minimum, or one that keeps a gradient everywhere:
     bounded weights, a soft gate, or soft weights of whole completions."""
     clip_low: float | None = None
@@ -139,8 +146,6 @@ class AlgorithmOptions:
         Raises:
             ValueError: When an option is out of range, or would do nothing with this algorithm.
         """
-        from rewarden.rl.algorithms import ALGORITHMS, changed
-
         start = ALGORITHMS[self.algorithm]
         of_values = {"discount": self.discount, "gae_lambda": self.gae_lambda, "value_weight": self.value_weight}
         given = [f"--{name.replace('_', '-')}" for name, value in of_values.items() if value is not None]
@@ -176,8 +181,8 @@ class AlgorithmOptions:
                 f"--surrogate {self.surrogate} weighs tokens, and {self.algorithm} compares whole completions; leave it out, or "
                 "take grpo"
             )
-        idle = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
-        idle = [f"--{name.replace('_', '-')}" for name in idle if (self.surrogate, name) != ("cispo", "clip_high")]
+        given = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
+        idle = [f"--{name.replace('_', '-')}" for name in given if name not in SURROGATES[self.surrogate].reads]
         if idle:
             raise ValueError(f"{' and '.join(idle)} would do nothing with --surrogate {self.surrogate}; leave it out")
 
@@ -242,7 +247,7 @@ class MonitorOptions:
     reference_responses: int | None = None
     """Responses of the starting policy that monitors and the latent penalty compare with. Default: 1,024 where there are
     latents or an endogenous reward, 64 for the report otherwise."""
-    stop_on: Literal["csi", "mop"] | None = None
+    stop_on: MonitorName | None = None
     """End the run at the first alarm of this monitor; --resume without it goes on."""
     held_out: int = 0
     """Prompts set aside and answered every --eval-every steps."""
@@ -279,7 +284,7 @@ class Align(
     FeedbackOptions,
     AdapterOptions,
     AlgorithmOptions,
-    PaymentOptions,
+    RewardOptions,
     ShapingOptions,
     RolloutOptions,
     AlignRunOptions,
