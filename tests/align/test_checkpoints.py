@@ -154,7 +154,7 @@ def test_folders_and_what_is_no_checkpoint(tmp_path) -> None:
     assert checkpoints.steps_saved(tmp_path) == [7, 1_000_000]
     assert checkpoints.folder_of(tmp_path, 7) == tmp_path / "checkpoints" / "step-000007"
     files = sorted(path.name for path in checkpoints.folder_of(tmp_path, 7).iterdir())
-    assert files == [*sorted(f"{name}.safetensors" for name in PARTS), "state.json"]
+    assert files == sorted([*(f"{name}.safetensors" for name in PARTS), "state.json", "checksums.json"])
     assert json.loads((checkpoints.folder_of(tmp_path, 7) / "state.json").read_text()) == {"step": 7}
 
 
@@ -163,6 +163,67 @@ def test_parts_may_be_empty_or_strided(tmp_path) -> None:
     checkpoints.save(tmp_path, 1, {"none": {}, "some": {"x": strided}}, {})
     found, state = checkpoints.load(tmp_path, 1)
     assert found["none"] == {} and torch.equal(found["some"]["x"], strided) and state == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["policy.safetensors", "optimizer.safetensors", "monitors.safetensors", "state.json", "metrics.jsonl"]
+)
+@pytest.mark.parametrize("harm", ["truncated", "empty", "missing", "altered"])
+def test_with_a_damaged_file_the_one_before_is_taken_and_that_is_said(tmp_path, caplog, name, harm) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    for step in (1, 2):
+        save(tmp_path, step)
+    path = checkpoints.folder_of(tmp_path, 2) / name
+    whole = path.read_bytes()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes({"truncated": whole[:-1], "empty": b"", "altered": whole[:-1] + b"!"}[harm])
+    with pytest.raises(ValueError, match=rf"step-000002 is not whole \({name} .*; put the file back"):
+        checkpoints.load(tmp_path, 2)
+    with caplog.at_level("INFO", "rewarden"):
+        assert checkpoints.newest_whole(tmp_path) == 1
+    assert f"step 2 is not whole ({name} " in caplog.text
+    assert "going on from step 1" in caplog.text
+    assert assert_whole(tmp_path) == [1]  # so that step 2 is saved again when the run comes by
+
+
+def test_when_none_is_whole_that_is_said_and_nothing_deleted(tmp_path) -> None:
+    assert checkpoints.newest_whole(tmp_path) is None
+    for step in (1, 2):
+        save(tmp_path, step)
+        (checkpoints.folder_of(tmp_path, step) / "policy.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from: step 1 is not whole .* bytes instead of"):
+        checkpoints.newest_whole(tmp_path)
+    assert checkpoints.steps_saved(tmp_path) == [1, 2]
+
+
+def test_the_best_that_a_checkpoint_speaks_of_must_be_whole(tmp_path, caplog) -> None:
+    for step, best in ((1, None), (2, [2, 0.5]), (3, [2, 0.5])):
+        checkpoints.save(tmp_path, step, parts(step), {"step": step, "best_gold": best})
+    assert checkpoints.newest_whole(tmp_path) == 3
+    (checkpoints.folder_of(tmp_path, 2) / "optimizer.safetensors").unlink()
+    with caplog.at_level("INFO", "rewarden"):
+        assert checkpoints.newest_whole(tmp_path) == 1
+    assert "step 3 speaks of the best at step 2, which is not whole" in caplog.text
+    assert checkpoints.steps_saved(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("harm", ["", '{"step"', '{"step": 1}\n', "[]\n\x00\n", None])
+def test_a_damaged_log_is_put_back(tmp_path, caplog, harm) -> None:
+    log, lines = tmp_path / "metrics.jsonl", '{"step": 1}\n{"step": 2}\n'
+    log.write_text(lines)
+    save(tmp_path, 2)
+    log.write_text(lines + '{"step": 3}\n')
+    with caplog.at_level("INFO", "rewarden"):
+        assert checkpoints.newest_whole(tmp_path) == 2
+    assert not caplog.text
+    log.unlink()
+    if harm is not None:
+        log.write_text(harm)
+    with caplog.at_level("INFO", "rewarden"):
+        checkpoints.newest_whole(tmp_path)
+    assert log.read_text() == lines
+    assert "was not whole; it is again what the checkpoint of step 2 knows of it" in caplog.text
 
 
 # --- Weights and the optimiser ---

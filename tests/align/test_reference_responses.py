@@ -127,7 +127,11 @@ def test_responses_come_back_as_they_were_stored(has_latents: bool, sample, tmp_
         assert [row["latent_distance"] for row in rows] == pytest.approx(expected.tolist())
     else:
         assert {row["latent_distance"] for row in rows} == {None}
-    assert {path.name for path in (tmp_path / "reference").iterdir()} == {"responses.parquet", "tensors.safetensors"}
+    assert {path.name for path in (tmp_path / "reference").iterdir()} == {
+        "responses.parquet",
+        "tensors.safetensors",
+        "checksums.json",
+    }
 
 
 class Killed(BaseException):

@@ -153,7 +153,7 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, output: str, give
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "tosub").symlink_to("a/sub")
     with pytest.raises(ValueError, match=f"--model .*{how}.*choose another --output"):
-        OwnedFolder(tmp_path / output, MODEL).check({"--model": tmp_path / given})
+        OwnedFolder(tmp_path / output, MODEL).check({f"--model {given}": tmp_path / given})
 
 
 def test_inputs_that_lie_elsewhere_or_are_no_paths_are_fine(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Random numbers are keyed by seed, step and row, and the learning rate follows fr
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewarden.disk.atomic import clear_leftovers, folder_in_place_of, take_away
+from rewarden.align.logs import METRICS
+from rewarden.disk.atomic import clear_leftovers, folder_in_place_of, in_place_of, take_away
+from rewarden.disk.checksums import damage, is_sealed, seal
 
 FOLDER = "checkpoints"
 STATE = "state.json"
-"""Written last into a checkpoint's folder, which is renamed into place after that."""
+_LOG = logging.getLogger("rewarden")
 
 Tensors = dict[str, Tensor]
 
@@ -29,24 +33,78 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def steps_saved(run: Path) -> list[int]:
-    """Steps with a whole checkpoint, in order."""
+    """Steps with a finished checkpoint, in order; whether it is still whole, `newest_whole` looks at."""
     found = (run / FOLDER).glob("step-*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in found if (folder / STATE).exists())
+    return sorted(int(folder.name.removeprefix("step-")) for folder in found if is_sealed(folder))
 
 
 def save(run: Path, step: int, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint: a safetensors file for each part, and `state` as JSON; it appears whole or not at all."""
+    """Write a checkpoint; it appears whole or not at all.
+
+    It holds a safetensors file for each part, `state` as JSON, the log up to now, and the checksums of all of these.
+    """
     with folder_in_place_of(folder_of(run, step)) as aside:
         for name, tensors in parts.items():
             save_file({key: value.contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
+        if (run / METRICS).exists():
+            shutil.copyfile(run / METRICS, aside / METRICS)
         (aside / STATE).write_text(json.dumps(state))
+        seal(aside)
 
 
 def load(run: Path, step: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The parts of a checkpoint and its state."""
+    """The parts of a checkpoint and its state.
+
+    Raises:
+        ValueError: When it is not whole.
+    """
     folder = folder_of(run, step)
+    if (fault := damage(folder)) is not None:
+        raise ValueError(f"{folder} is not whole ({fault}); put the file back, or start again with --overwrite")
     parts = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return parts, json.loads((folder / STATE).read_text())
+
+
+def newest_whole(run: Path) -> int | None:
+    """The step to continue from: the newest checkpoint that is whole; None when nothing was ever saved.
+
+    The checkpoint of the best held-out gold that it speaks of must be whole too. Damaged ones are deleted, and that is said:
+    the run comes by again. The log is put back to what the checkpoint knows of it, where it is not that any more.
+
+    Raises:
+        ValueError: When there are checkpoints, and none of them is whole.
+    """
+    saved = steps_saved(run)
+    faults = {step: fault for step in saved if (fault := damage(folder_of(run, step))) is not None}
+    named = "; ".join(f"step {step} is not whole ({fault})" for step, fault in faults.items())
+    for step in reversed([each for each in saved if each not in faults]):
+        best = json.loads((folder_of(run, step) / STATE).read_text()).get("best_gold")
+        if best is not None and (best[0] not in saved or best[0] in faults):
+            faults[step] = f"its best, of step {best[0]}, is not there"
+            named += f"; step {step} speaks of the best at step {best[0]}, which is not whole"
+            continue
+        for other in faults:
+            take_away(folder_of(run, other))
+        if named:
+            _LOG.info(f"{run / FOLDER}: {named.removeprefix('; ')}; going on from step {step}")
+        _restore_log(run, step)
+        return step
+    if saved:
+        raise ValueError(
+            f"{run / FOLDER} holds no checkpoint to go on from: {named.removeprefix('; ')}; put the files back, or start again "
+            "with --overwrite"
+        )
+    return None
+
+
+def _restore_log(run: Path, step: int) -> None:
+    kept, log = folder_of(run, step) / METRICS, run / METRICS
+    known = kept.read_bytes() if kept.exists() else b""
+    now = log.read_bytes() if log.exists() else b""
+    if not now.startswith(known):
+        with in_place_of(log) as aside:
+            aside.write_bytes(known)
+        _LOG.info(f"{log} was not whole; it is again what the checkpoint of step {step} knows of it")
 
 
 def rotate(run: Path, keep: set[int], *, newest: int) -> None:

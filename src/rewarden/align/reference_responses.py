@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rewarden.align.rewards.components import Endogenous, endogenous_rewards
 from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
 from rewarden.disk.atomic import in_place_of
+from rewarden.disk.checksums import damage, is_sealed, seal
 from rewarden.files import write_rows
 from rewarden.monitors.mahalanobis import fit_reference, mahalanobis
 from rewarden.monitors.monitor import Rollout
@@ -70,7 +72,7 @@ def prompts_for(number_of_prompts: int, steps: int, per_step: int, count: int, s
 
 
 def store(run: Path, rollouts: Rollouts, responses: Responses) -> None:
-    """Write the responses: texts and numbers to responses.parquet, tensors to tensors.safetensors, the second one last."""
+    """Write the responses: texts and numbers to responses.parquet, tensors to tensors.safetensors, checksums last."""
     distance = None
     if responses.latent is not None:
         latent = responses.latent.double()
@@ -80,14 +82,17 @@ def store(run: Path, rollouts: Rollouts, responses: Responses) -> None:
     tensors = {name: value.contiguous() for name, value in responses._asdict().items() if value is not None}
     with in_place_of(run / FOLDER / "tensors.safetensors") as aside:
         save_file(tensors, aside)
+    seal(run / FOLDER)
 
 
 def load(run: Path) -> Responses | None:
-    """The stored responses; None when there are none."""
-    path = run / FOLDER / "tensors.safetensors"
-    if not path.exists():
+    """The stored responses; None when there are none, or not what was stored, which is said: they can be had again."""
+    folder = run / FOLDER
+    if (fault := damage(folder)) is not None:
+        if is_sealed(folder):
+            logging.getLogger("rewarden").info(f"{folder} is not whole ({fault}); the responses are sampled again")
         return None
-    tensors = load_file(path)
+    tensors = load_file(folder / "tensors.safetensors")
     return Responses(**{name: tensors.get(name) for name in Responses._fields})  # type: ignore[arg-type]
 
 

@@ -24,13 +24,16 @@ def align(
     Raises:
         ValueError: On bad data, an unknown model, options that do not fit together, or a reward that fails.
     """
-    from rewarden.commands.build import align_run
+    from rewarden.commands.build import align_folder, align_run
+    from rewarden.hf import distributed
 
     started = time.monotonic()
-    run, finish = align_run.build(args, reward=reward, gold=gold, prompts=prompts)
-    first = run.progress.step
-    run(on_report=finish.draft)
-    summary = finish(seconds=time.monotonic() - started, resumed_from=first)
+    distributed.start()
+    with align_folder.opened(args):
+        run, finish = align_run.build(args, reward=reward, gold=gold, prompts=prompts)
+        first = run.progress.step
+        run(on_report=finish.draft)
+        summary = finish(seconds=time.monotonic() - started, resumed_from=first)
     run.accelerator.end_training()
     return summary
 

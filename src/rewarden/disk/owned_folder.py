@@ -68,7 +68,7 @@ class OwnedFolder:
         """Look at the folder before anything is computed; nothing is touched.
 
         Args:
-            inputs: Files and folders that are read, by the option that names them; names that are no paths are passed over.
+            inputs: Files and folders that are read, by what names them in a message; names that are no paths are passed over.
 
         Raises:
             ValueError: When the path is empty or cannot be written to, when an input is in it or it in an input, or when it
@@ -95,9 +95,7 @@ class OwnedFolder:
             how = "lie one in the other: what is written is inside of the input"
         else:
             return
-        raise ValueError(
-            f"--output {self.path} and {option} {given} {how}; choose another --output, so that no input is lost"
-        )
+        raise ValueError(f"--output {self.path} and {option} {how}; choose another --output, so that no input is lost")
 
     def _check_writable(self) -> None:
         if any(len(os.fsencode(part)) > _NAME_BYTES for part in self.path.parts):

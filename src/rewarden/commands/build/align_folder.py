@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewarden.commands.build.run_settings import content, refuse_changes
+from rewarden.disk.atomic import is_disk_full
+from rewarden.disk.owned_folder import POLICY_RUN, OwnedFolder
 from rewarden.files import write_json
 
 if TYPE_CHECKING:
@@ -27,11 +30,13 @@ FREE = (
 )  # fmt: skip
 """Options that may differ when a run is continued: they change no completion and no weight, but for rounding by the last one."""
 PROMPTS = "content of --prompts"
+READ = ("policy", "reward", "gold", "prompts", "endogenous", "detector")
+"""Options that name what is read."""
 
 
 def settings_of(args: Align, reward: Any, gold: Any) -> dict[str, Any]:
-    """What must stay the same when the run is continued, ready for JSON."""
-    values = asdict(args)
+    """What must stay the same when the run is continued, ready for JSON; what is read from files, by what is in them."""
+    values = asdict(args) | {name: _content(getattr(args, name)) for name in READ}
     for name, function in (("reward", reward), ("gold", gold)):
         if function is not None:
             values[name] = f"function {getattr(function, '__name__', 'given')}"
@@ -39,10 +44,60 @@ def settings_of(args: Align, reward: Any, gold: Any) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in values.items() if name not in free}, default=str))
 
 
+def _paths(spec: str | None) -> list[str]:
+    """What an option may name: a file or folder, several folders joined by +, or FILE.py:FUNCTION."""
+    if spec is None or Path(spec).exists():
+        return [] if spec is None else [spec]
+    return [part if Path(part).exists() else part.rpartition(":")[0] or part for part in spec.split("+")]
+
+
+def _content(spec: str | None) -> Any:
+    if spec is None or Path(spec).exists():
+        return content(spec)
+    if Path(file := spec.rpartition(":")[0]).is_file():  # by its place: a function may be mended in between
+        return f"{Path(file).resolve()}:{spec.rpartition(':')[2]}"
+    return [content(part) for part in spec.split("+")] if "+" in spec else spec
+
+
 def fingerprint(prompts: Sequence[Prompt]) -> str:
     """The first digits of a hash of the prompts with everything that is known of them."""
     rows = [[prompt.text, prompt.prompt_class, dict(prompt.extra)] for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def opened(args: Align) -> Iterator[None]:
+    """Be the only run in --output for the length of the block; a start that fails before anything was made leaves no trace.
+
+    Raises:
+        ValueError: When another process is at work there, when it holds what we did not write, when an input is in it, or when
+            the disk is full.
+    """
+    from rewarden.hf import distributed
+
+    folder = OwnedFolder(args.output, POLICY_RUN)
+    folder.check({f"--{name} {path}": path for name in READ for path in _paths(getattr(args, name))})
+    with contextlib.ExitStack() as held:
+        distributed.on_first(lambda: held.enter_context(folder.locked()))
+        try:
+            yield
+        except BaseException as error:
+            if distributed.is_first() and all(path.name == RECORD for path in folder.files()):
+                folder.clear()
+            if is_disk_full(error):
+                raise ValueError(_full(args.output, error)) from error
+            raise
+
+
+def _full(output: Path, error: BaseException) -> str:
+    from rewarden.align import checkpoints
+
+    saved = checkpoints.steps_saved(output)
+    done = f"its steps up to {saved[-1]:,} are saved" if saved and saved[-1] else "no step of it was saved"
+    return (
+        f"{output}: the disk is full ({' '.join(str(error).split())[:200]}), so the run has stopped; {done}: free some space and "
+        "continue with --resume"
+    )
 
 
 def look(args: Align, settings: dict[str, Any]) -> None:
@@ -57,39 +112,23 @@ def look(args: Align, settings: dict[str, Any]) -> None:
     path = args.output / RECORD
     if args.overwrite and args.resume:
         raise ValueError("--resume continues the run in --output and --overwrite deletes it; give one of them")
-    if not path.exists():
-        # What a kill left of writing the record is no file of anybody's.
-        if args.output.exists() and any(each.name != f".{RECORD}.part" for each in args.output.iterdir()):
-            raise ValueError(f"{args.output} is not empty and holds no run; give a folder of its own")
-        return
-    if args.overwrite:
+    OwnedFolder(args.output, POLICY_RUN).check()
+    if args.overwrite or not path.exists():
         return
     if not args.resume:
         raise ValueError(f"{args.output} holds a run; continue it with --resume or replace it with --overwrite")
-    before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    changed = [
-        f"{_option(name)} was {_given(before.get(name))} and is {_given(value)}"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"{args.output} holds a run with other settings: {'; '.join(changed)}; continue it with those it was started with, "
-            "or start again with --overwrite"
-        )
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read; start again with --overwrite") from error
+    # The prompts are read after the first look.
+    unread = () if PROMPTS in settings else (PROMPTS,)
+    refuse_changes(args.output, {name: value for name, value in before.items() if name not in unread}, settings)
     done = max(checkpoints.steps_saved(args.output), default=0)
     if args.steps < done:
         raise ValueError(
             f"--steps is {args.steps}, and {args.output} holds a run of {done} steps; give at least as many to continue it"
         )
-
-
-def _option(name: str) -> str:
-    return name if name == PROMPTS else f"--{name.replace('_', '-')}"
-
-
-def _given(value: Any) -> str:
-    return "not given" if value in (None, []) else str(value)
 
 
 def claim(args: Align, settings: dict[str, Any], accelerator: Accelerator) -> None:
@@ -100,18 +139,14 @@ def claim(args: Align, settings: dict[str, Any], accelerator: Accelerator) -> No
     """
     look(args, settings)
     accelerator.wait_for_everyone()  # all look before the first process deletes
-    path = args.output / RECORD
     if accelerator.is_main_process:
-        if args.overwrite and path.exists():
-            # The record last: a folder that has one is known as a run, however little is left of it.
-            for each in args.output.iterdir():
-                if each.is_dir() and not each.is_symlink():
-                    shutil.rmtree(each)
-                elif each != path:
-                    each.unlink()
-            path.unlink()
-        if not path.exists():
-            write_json(path, {"settings": settings})
+        folder = OwnedFolder(args.output, POLICY_RUN)
+        args.output.mkdir(parents=True, exist_ok=True)
+        folder.claim()
+        if args.overwrite:
+            folder.clear()
+        if not (args.output / RECORD).exists():
+            write_json(args.output / RECORD, {"settings": settings})
     accelerator.wait_for_everyone()
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewarden.disk.atomic import files_into
+from rewarden.disk.owned_folder import POLICY_RUN, OwnedFolder
 from rewarden.files import write_json
 
 if TYPE_CHECKING:
@@ -97,8 +99,11 @@ class Finish:
 
         if any(isinstance(layer, LoraLayer) for layer in policy.modules()):
             merge_lora(policy)
-        policy.language_model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with files_into(folder, last="config.json") as aside:
+            policy.language_model.save_pretrained(aside)
+            self.tokenizer.save_pretrained(aside)
+            names = (folder / path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+            OwnedFolder(self.folder, POLICY_RUN).record(name.relative_to(self.folder).as_posix() for name in names)
 
 
 def _earned(line: Mapping[str, Any]) -> float:

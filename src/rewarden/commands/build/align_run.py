@@ -102,14 +102,15 @@ def _run(args: Align, make_step: PolicyStep, held_out: HeldOut | None) -> Run:
 
 def _resume(args: Align, run: Run) -> None:
     from rewarden.align import checkpoints
+    from rewarden.align.agreement import on_main
 
-    saved = checkpoints.steps_saved(args.output)
-    if not saved:
+    step = on_main(run.accelerator, lambda: checkpoints.newest_whole(args.output))
+    if step is None:
         say(f"--resume: nothing was saved in {args.output}; starting from the beginning")
         return
-    run.store.restore(saved[-1])
-    is_over = run.is_stopped or saved[-1] >= args.steps
-    say(f"continuing after step {saved[-1]}" + (", which was the last one" if is_over else ""))
+    run.store.restore(step)
+    is_over = run.is_stopped or step >= args.steps
+    say(f"continuing after step {step}" + (", which was the last one" if is_over else ""))
 
 
 def _accelerator(args: Align) -> Accelerator:

@@ -58,7 +58,8 @@ class TrainFolder:
 
         args = self.args
         data = {f"--train {name}": name for name in args.train}
-        self.folder.check(data | {f"--{name.replace('_', '-')}": getattr(args, name) for name in FILES[1:]})
+        named = {name: getattr(args, name) for name in FILES[1:]}
+        self.folder.check(data | {f"--{name.replace('_', '-')} {given}": given for name, given in named.items()})
         with contextlib.ExitStack() as held:
             distributed.on_first(lambda: held.enter_context(self.folder.locked()))
             self._look()
