@@ -1,7 +1,10 @@
 import json
 import logging
 import math
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +12,7 @@ import pytest
 
 from rewarden.judging.answers import Question
 from rewarden.judging.endpoint import LONGEST_WAIT, ChatEndpoint, EndpointError
+from rewarden.judging.kept_answers import KeptAnswers
 from rewarden.judging.templates import VERIFIER, Template
 
 TEMPLATE = Template("verifier", "be fair", "{prompt}: {completion}", ("Yes", "No"))
@@ -243,3 +247,156 @@ def test_settings_that_cannot_work_are_refused(more):
 
 def test_nothing_to_ask(serve):
     assert ChatEndpoint("http://h/v1", "m")(VERIFIER, []) == []
+
+
+def test_a_retry_after_of_years_is_said_and_not_waited_for(serve):
+    for asked in ("999999999", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"):
+        server = serve(lambda _body, _n, asked=asked: failure(429, "quota", **{"Retry-After": asked}))
+        start = time.monotonic()
+        with pytest.raises(
+            EndpointError, match=r"asks to come back in .* s \(HTTP 429: quota\), and a question waits 300 s"
+        ):
+            endpoint(server, workers=1)(TEMPLATE, groups(3))
+        assert time.monotonic() - start < 5
+        assert len(server.seen) == 1
+
+
+def test_a_question_has_so_long_and_no_longer(serve):
+    server = serve(lambda _body, _n: failure(503))
+    start = time.monotonic()
+    with pytest.raises(EndpointError, match="HTTP 503"):
+        endpoint(server, workers=1, attempts=1000, backoff=0.05, patience=0.4)(TEMPLATE, groups(1))
+    assert time.monotonic() - start < 3
+
+
+def test_failures_of_all_questions_together_have_a_limit(serve, completion, monkeypatch):
+    monkeypatch.setattr("rewarden.judging.endpoint.MOST_FAILURES", 12)
+    # Every question would be answered in the end, at its fifth attempt.
+    counts: dict[str, int] = {}
+
+    def answer(body, _number):
+        text = body["messages"][-1]["content"]
+        counts[text] = counts.get(text, 0) + 1
+        return completion("Yes") if counts[text] == 5 else failure(503)
+
+    server = serve(answer)
+    with pytest.raises(EndpointError, match=r"; 12 of 14 requests failed; see"):
+        endpoint(server, workers=1)(TEMPLATE, groups(50))
+    assert len(server.seen) == 14
+
+
+@pytest.mark.parametrize("value", [3.5, math.nan, -1e308, "-0.5", True, [1], 10**400, math.inf], ids=repr)
+def test_log_probabilities_that_are_none_end_the_work_and_name_the_reply(serve, completion, value):
+    server = serve(lambda _body, _number: completion("Yes", {"Yes": -0.1, "No": value}))
+    message = r"reply 'chatcmpl-1', token 1: the log-probability of 'No' is .*expected a number from -100000 to 0"
+    with pytest.raises(EndpointError, match=message):
+        endpoint(server, workers=1)(TEMPLATE, groups(3))
+    assert len(server.seen) == 1
+
+
+def test_hostile_replies_are_an_error_in_words(serve):
+    for content in (b"[" * 100_000, b'{"choices":' + b"[" * 45 + b"]" * 45 + b"}", b"9" * 5000, b" " * (9 * 2**20)):
+        server = serve(lambda _body, _number, content=content: (200, {}, content))
+        with pytest.raises(EndpointError, match="failed 2 times in a row, last with"):
+            endpoint(server, workers=1, attempts=2)(TEMPLATE, groups(1))
+
+
+@pytest.mark.parametrize("key", ["sk-first\nsk-second-line", "sk two", "sk-\x1b[31m", "sk-é"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(serve, completion, monkeypatch, key):
+    monkeypatch.setenv("SOME_KEY", key)
+    server = serve(lambda _body, _number: completion("Yes"))
+    with pytest.raises(EndpointError, match="the variable SOME_KEY holds a blank, a line break") as caught:
+        endpoint(server, api_key_env="SOME_KEY")(TEMPLATE, groups(1))
+    assert "sk" not in str(caught.value).replace("asks", "")
+    assert server.seen == []
+
+
+def test_a_line_break_at_the_end_of_a_key_is_left_out(serve, completion, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", f"{KEY}\n")
+    server = serve(lambda _body, _number: completion("Yes"))
+    endpoint(server, api_key_env="SOME_KEY")(TEMPLATE, groups(1))
+    assert server.seen[0]["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("before", [0, 100, 215, 230, 239])
+def test_a_key_is_taken_out_before_words_are_cut(serve, monkeypatch, before):
+    key = "sk-0123456789abcdefghijklmnop"
+    monkeypatch.setenv("SOME_KEY", key)
+    for content in (f"{'x' * before}{key} is bad".encode(), json.dumps({"detail": ["x" * before + key] * 9}).encode()):
+        for status in (401, 200, 500):
+            server = serve(lambda _body, _n, reply=(status, {}, content): reply)
+            with pytest.raises(EndpointError) as caught:
+                endpoint(server, api_key_env="SOME_KEY", attempts=1)(TEMPLATE, groups(1))
+            assert not [key[at : at + 4] for at in range(len(key) - 3) if key[at : at + 4] in str(caught.value)]
+
+
+def test_words_of_a_server_do_not_steer_the_terminal(serve):
+    server = serve(lambda _body, _number: failure(400, "\x1b[2J gone"))
+    with pytest.raises(EndpointError, match=r"\\x1b\[2J gone"):
+        endpoint(server)(TEMPLATE, groups(1))
+
+
+def test_answers_are_kept_and_not_asked_for_again(serve, completion, tmp_path):
+    state = {"limit": 7}
+
+    def answer(_body, number):
+        return completion("Yes", {"Yes": -0.25, "No": -1.5}) if number < state["limit"] else failure(403, "no credit")
+
+    server = serve(answer)
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(EndpointError, match="no credit"):
+        endpoint(server, workers=1, kept=KeptAnswers(path))(TEMPLATE, groups(5, 5))
+    assert len(path.read_text().splitlines()) == 7
+    state["limit"] = 1000
+    kept = KeptAnswers(path)
+    found = endpoint(server, workers=3, kept=kept)(TEMPLATE, groups(5, 5))
+    assert found == endpoint(serve(answer), workers=1)(TEMPLATE, groups(5, 5))
+    assert (len(server.seen), kept.reused) == (8 + 3, 7)  # one was refused
+    other = ChatEndpoint(server.url, "another", api_key_env="", kept=KeptAnswers(path))
+    other(TEMPLATE, groups(1))
+    assert len(server.seen) == 12
+
+
+def test_no_key_is_kept_on_the_disk(serve, completion, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    server = serve(lambda _body, _number: completion("Yes"))
+    endpoint(server, api_key_env="SOME_KEY", kept=KeptAnswers(tmp_path / "a"))(TEMPLATE, groups(2))
+    assert len((tmp_path / "a").read_text().splitlines()) == 2
+    assert KEY not in (tmp_path / "a").read_text()
+
+
+INTERRUPTED = """
+import sys, threading, time
+from rewarden.judging.answers import Question
+from rewarden.judging.endpoint import ChatEndpoint
+from rewarden.judging.templates import VERIFIER
+print("ready", flush=True)
+ChatEndpoint(sys.argv[1], "m", api_key_env="", workers=32)(VERIFIER, [[Question("p", (f"c{n}",)) for n in range(200)]])
+"""
+
+
+def test_an_interrupt_ends_the_work_at_once_with_many_requests_under_way(serve, completion):
+    release = threading.Event()
+    together = threading.Semaphore(0)
+
+    def answer(_body, _number):
+        together.release()
+        release.wait(20)
+        return completion("Yes")
+
+    server = serve(answer)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, server.url], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(32):
+            assert together.acquire(timeout=30)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=15)
+        assert time.monotonic() - start < 5
+        assert "KeyboardInterrupt" in errors
+    finally:
+        release.set()
+        process.kill()
+        process.wait()

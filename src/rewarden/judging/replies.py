@@ -14,9 +14,16 @@ from typing import Any
 from rewarden.judging.answers import Answer, best, log_difference, log_sum_exp
 from rewarden.judging.templates import Template
 
+SMALLEST = -1e5
+"""Nats; servers write -9999 or so for what is impossible, and no probability is smaller than this."""
+
 
 class MalformedReply(ValueError):
     """A reply is not a chat completion."""
+
+
+class ImpossibleReply(MalformedReply):
+    """A reply has log-probabilities that are none; asking again would bring the same."""
 
 
 def read_reply(body: Any, template: Template) -> Answer:
@@ -24,6 +31,7 @@ def read_reply(body: Any, template: Template) -> Answer:
 
     Raises:
         MalformedReply: When there is no message in it.
+        ImpossibleReply: When its log-probabilities are positive, no numbers, or beyond all bounds.
     """
     try:
         choice = body["choices"][0]
@@ -32,7 +40,9 @@ def read_reply(body: Any, template: Template) -> Answer:
         raise MalformedReply(f"got {str(body)[:120]!r}, expected a chat completion with choices[0].message") from None
     if not isinstance(text, str | None):
         raise MalformedReply(f"got a message of type {type(text).__name__}, expected text")
-    found = listed(_tokens(choice), template.answers)
+    tokens = _tokens(choice)
+    _refuse_impossible(tokens, body)
+    found = listed(tokens, template.answers)
     said = choice_in(text or "", template.answers)
     if found is None:
         return Answer(said)
@@ -73,6 +83,28 @@ def _tokens(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in content if isinstance(entry, Mapping)] if isinstance(content, list) else []
 
 
+def _refuse_impossible(tokens: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> None:
+    """Refuse log-probabilities that cannot be any. None and -inf say that one is not known, which servers do."""
+    for place, token in enumerate(tokens, start=1):
+        top = token.get("top_logprobs")
+        if not isinstance(top, list | None):
+            raise ImpossibleReply(_impossible(body, place, "top_logprobs", top, "a list"))
+        for entry in [token, *(top or [])]:
+            value = entry.get("logprob") if isinstance(entry, Mapping) else None
+            if value is None or value == -math.inf:
+                continue
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            # A little above 0 is rounding.
+            if not is_number or not SMALLEST <= value <= 1e-3:
+                said = f"the log-probability of {str(entry.get('token'))[:20]!r}"
+                raise ImpossibleReply(_impossible(body, place, said, value, f"a number from {SMALLEST:g} to 0"))
+
+
+def _impossible(body: Mapping[str, Any], place: int, what: str, value: object, expected: str) -> str:
+    name = f"reply {str(body['id'])[:40]!r}" if isinstance(body.get("id"), str) else "the reply"
+    return f"{name}, token {place}: {what} is {str(value)[:40]}, expected {expected}"
+
+
 def listed(tokens: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> tuple[tuple[float, ...], float] | None:
     """Log-probabilities of the answers in nats, and the smallest that is listed; None when they cannot be told.
 
@@ -108,7 +140,9 @@ def _start(tokens: Sequence[Mapping[str, Any]]) -> int | None:
 def _table(token: Mapping[str, Any], *, is_start: bool) -> dict[str, float]:
     """Log-probability of every text that is listed for a place, that of the token said included."""
     entries = token.get("top_logprobs")
-    known = {str(entry["token"]): float(entry["logprob"]) for entry in [*(entries or []), token] if _is_entry(entry)}
+    listed_here = [*(entries if isinstance(entries, list) else []), token]
+    # Rounded above 0 by some servers.
+    known = {str(entry["token"]): min(float(entry["logprob"]), 0.0) for entry in listed_here if _is_entry(entry)}
     table: dict[str, list[float]] = {}
     for text, log_prob in known.items():
         # Only a first token may have a space in front: behind another token it would begin a new word.
@@ -119,7 +153,7 @@ def _table(token: Mapping[str, Any], *, is_start: bool) -> dict[str, float]:
 
 def _is_entry(entry: Any) -> bool:
     number = entry.get("logprob") if isinstance(entry, Mapping) and "token" in entry else None
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return isinstance(number, int | float) and not isinstance(number, bool) and SMALLEST <= number <= 1e-3
 
 
 def _spread(

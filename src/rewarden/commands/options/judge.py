@@ -40,6 +40,8 @@ class JudgeOptions:
     """Of an endpoint: JSON object of fields that every request gains; null takes one out, as in {"top_logprobs": 5}."""
     judge_workers: int | None = None
     """Of an endpoint: questions under way at the same time (default 8)."""
+    judge_timeout: float | None = None
+    """Of an endpoint: seconds for one request as a whole, from the connection to the last byte (default 120)."""
 
     @property
     def is_endpoint(self) -> bool:
@@ -58,7 +60,11 @@ class JudgeOptions:
             given.insert(0, "judge_kind")
         if self.judge is None and given:
             raise ValueError(f"got {_flag(given[0])} without --judge; name the model or the endpoint that judges")
-        remote = [name for name in given if name in ("judge_model", "api_key_env", "judge_extra", "judge_workers")]
+        remote = [
+            name
+            for name in given
+            if name in ("judge_model", "api_key_env", "judge_extra", "judge_workers", "judge_timeout")
+        ]
         if not self.is_endpoint and remote:
             raise ValueError(
                 f"got {_flag(remote[0])} with the local model {self.judge}, expected the address of an endpoint after --judge; "
@@ -115,7 +121,16 @@ class JudgeOptions:
         assert self.judge is not None and self.judge_model is not None
         key = KEY if self.api_key_env is None else self.api_key_env
         workers = 8 if self.judge_workers is None else self.judge_workers
-        return ChatEndpoint(self.judge, self.judge_model, api_key_env=key, workers=workers, extra=self._extra())
+        timeout = 120.0 if self.judge_timeout is None else self.judge_timeout
+        return ChatEndpoint(
+            self.judge,
+            self.judge_model,
+            api_key_env=key,
+            timeout=timeout,
+            patience=max(300.0, 2 * timeout),
+            workers=workers,
+            extra=self._extra(),
+        )
 
     def _local(self, options: ScoringOptions) -> Answerer:
         from rewarden.hf.scoring.local_chat import LocalChat
