@@ -9,7 +9,7 @@ from rewarden.assets import resolve
 from rewarden.hf.attention.segments import IMPLEMENTATION as TREE
 from rewarden.hf.generation import sampler
 from rewarden.hf.generation.passes import can_share
-from rewarden.hf.generation.sampler import Sampled, completion_text, end_tokens, sample
+from rewarden.hf.generation.sampler import Sampled, completion_text, end_of_turn, end_tokens, sample
 from rewarden.hf.generation.token_choice import Sampling, row_uniforms
 from rewarden.hf.model.loading import load_tokenizer
 
@@ -308,7 +308,58 @@ def test_text_of_a_completion(tokenizer):
 
 
 def test_end_tokens_are_those_of_tokenizer_and_model(tokenizer):
+    tokenizer.chat_template = None
     model = causal("llama")
     for given, expected in ((None, {2}), (7, {2, 7}), ([2, 9], {2, 9})):
         model.generation_config.eos_token_id = given
         assert end_tokens(model, tokenizer) == expected
+
+
+# --- where a turn ends ---
+
+TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+        "<|im_end|>",
+    ),
+    "gemma": (
+        "{% for m in messages %}<start_of_turn>{{ m.content | trim }}<end_of_turn>\n{% endfor %}",
+        "<end_of_turn>",
+    ),
+    "llama 2": ("{% for m in messages %}[INST] {{ m.content }} </s>{% endfor %}", "</s>"),
+    "longest": ("{% for m in messages %}{{ m.content }}<|end|>ing|>{% endfor %}", "<|end|>ing|>"),
+    "plain": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", None),
+    "nothing": ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+    "refuses": ("{{ raise_exception('no') }}", None),
+    "none": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_end_of_turn_is_what_the_template_writes_behind_an_answer(name):
+    template, expected = TEMPLATES[name]
+    tokenizer = load_tokenizer("rewarden-tiny")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<end_of_turn>", "</s>", "<|end|>ing|>", "\n\n"])
+    tokenizer.chat_template = template
+    found = end_of_turn(tokenizer)
+    assert found == (None if expected is None else tokenizer.convert_tokens_to_ids(expected))
+
+
+@pytest.mark.parametrize("through", ["our loop", "generate"])
+def test_a_turn_ends_sampling_where_its_end_is_no_end_of_sequence(embedded, through):
+    """The embedded model ends turns with <|end|>; here its tokenizer and settings know another end of sequence only."""
+    model, tokenizer = copy.deepcopy(embedded).double(), load_tokenizer("rewarden-tiny")
+    turn = tokenizer.convert_tokens_to_ids("<|end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    assert tokenizer.eos_token_id != turn
+    ends = end_tokens(model, tokenizer)
+    assert ends == {turn, tokenizer.eos_token_id}
+    ours, theirs = both(model, questions(), Sampling(120), eos=set(ends))
+    found = ours if through == "our loop" else theirs
+    ended = [row[-1] == turn for row in found.tokens]
+    assert found.ended == ended
+    assert any(ended)
+    assert all(turn not in row[:-1] for row in found.tokens)
+    for row in found.tokens:
+        assert "<|end|>" not in completion_text(tokenizer, row, ends=ends)

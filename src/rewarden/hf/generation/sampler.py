@@ -23,18 +23,20 @@ from transformers import (
 
 from rewarden.hf.attention import families
 from rewarden.hf.attention.segments import rope_switch
+from rewarden.hf.chat_template import TemplateRefusal, render_turns
 from rewarden.hf.generation.passes import SharedPasses, attending, can_share, evaluating
 from rewarden.hf.generation.prompt_cache import IMPLEMENTATION
 from rewarden.hf.generation.token_choice import Sampling, choose_tokens, row_uniforms
+from rewarden.messages import Message
 
-__all__ = ["Sampled", "Sampling", "can_share", "completion_text", "end_tokens", "row_uniforms", "sample"]
+__all__ = ["Sampled", "Sampling", "can_share", "completion_text", "end_of_turn", "end_tokens", "row_uniforms", "sample"]
 
 
 class Sampled(NamedTuple):
     """Completions, those of the first prompt first."""
 
     tokens: list[list[int]]
-    """Token ids of each; the last one is the end-of-sequence token where the completion ended."""
+    """Token ids of each; the last one is an end token where the completion ended."""
     ended: list[bool]
     """Whether it ended; False means that it was cut at `max_new_tokens`."""
 
@@ -212,10 +214,31 @@ def _cut(rows: list[list[int]], eos: frozenset[int]) -> Sampled:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a completion: the tokenizer's end-of-sequence token and those of the model's generation settings."""
+    """Ids that end a completion.
+
+    The tokenizer's end-of-sequence token, those of the model's generation settings, and the token with which the chat template
+    ends an assistant's turn: many chat models end turns with one token and texts with another.
+    """
     given = getattr(model.generation_config, "eos_token_id", None)
     several = given if isinstance(given, list) else [given]
-    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
+    found = (tokenizer.eos_token_id, *several, end_of_turn(tokenizer))
+    return frozenset(token for token in found if token is not None)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template writes behind an assistant's last words; None where that is ordinary text or nothing."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "rewarden"
+    turns: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    try:
+        text = render_turns(tokenizer, turns)
+    except TemplateRefusal:
+        return None  # whoever renders the prompts says so, with the row
+    behind = text.rpartition(answer)[2].lstrip()
+    known = tokenizer.get_added_vocab()
+    written = max((token for token in known if token.strip() and behind.startswith(token)), key=len, default=None)
+    return None if written is None else known[written]
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, ends: Collection[int] = ()) -> str:
