@@ -272,7 +272,7 @@ def _check_alike(members: Sequence[Member]) -> None:
     first = members[0]
     for member in members[1:]:
         for name in ALIKE:
-            one, other = getattr(first.config, name, None), getattr(member.config, name, None)
+            one, other = _setting(first.config, name), _setting(member.config, name)
             if one != other:
                 raise ValueError(
                     f"{_difference(name, one, other)} ({first.folder}, {member.folder}); "
@@ -283,6 +283,13 @@ def _check_alike(members: Sequence[Member]) -> None:
                 f"{first.folder} and {member.folder} have different tokenizers or chat templates, so their weights saw different "
                 "tokens; average models that were trained from one start"
             )
+
+
+def _setting(config: RewardModelConfig, name: str) -> Any:
+    from rewarden.hf.tokens import Limits
+
+    value = getattr(config, name, None)
+    return asdict(Limits(**(value or {}))) if name == "limits" else value  # older models lack newer fields
 
 
 def _difference(name: str, one: Any, other: Any) -> str:

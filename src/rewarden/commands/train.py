@@ -67,6 +67,7 @@ def _trained(
         "seconds": time.monotonic() - started,
         "history": history,
     }
+    model.config.rendering = material.rendering
     folder.finish(fit.save(model, material.tokenizer, material.limits, record, args.output))
     return record
 
@@ -74,8 +75,9 @@ def _trained(
 def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[TrainingData, dict[str, Any]]:
     """The pairs as tokens, with labels flipped if asked for, and what the record says about the data."""
     from rewarden.data import load_pairs, shared_prompts
+    from rewarden.hf import rendering
     from rewarden.hf.model.context import Context
-    from rewarden.hf.model.loading import load_tokenizer
+    from rewarden.hf.model.loading import load_config, load_tokenizer
     from rewarden.hf.tokens import Limits
     from rewarden.hf.training.pairs import PairTokens, training_pairs
 
@@ -91,6 +93,7 @@ def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Train
     start = args.model if args.stage_one is None else str(args.stage_one)
     tokenizer, context = load_tokenizer(start), Context.load(start)
     limits = context.fitted(Limits(args.max_length, args.max_completion_length, args.over_long, args.raw))
+    limits = rendering.limits_of_training(pairs, limits, tokenizer, load_config(start))
     first: Method = args.smoothed(BradleyTerry()) if method.needs_teacher else method
     options: Any = {"method": first, "margin_scale": args.margin_scale, "use_agreement": args.use_agreement}
     tokens = training_pairs(tokenizer, pairs, limits, **options)
@@ -98,7 +101,7 @@ def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Train
     context.check(tokenizer, [pair.group for pair in (*tokens.pairs, *held_out.pairs)])
     learned, noise = _flipped(args, tokens.pairs)
     say(_account("training", tokens.counts, noise) + (_account("; evaluation", held_out.counts) if eval_pairs else ""))
-    return TrainingData(learned, held_out.pairs, tokenizer, limits), {
+    return TrainingData(learned, held_out.pairs, tokenizer, limits, rendering.record(pairs, limits, tokenizer)), {
         "training": tokens.counts.as_dict(),
         "flipped_labels": noise,
         "evaluation": held_out.counts.as_dict(),
@@ -162,8 +165,10 @@ def _account(name: str, counts: Counts, noise: dict[str, Any] | None = None) -> 
     for label, number in (
         ("with identical completions left out", counts.identical),
         ("identical once cut left out", counts.identical_when_cut),
+        ("identical once rendered by the chat template left out", counts.identical_once_rendered),
         ("too long dropped", counts.too_long),
         ("cut to the length limits", counts.truncated),
+        ("with text that the chat template leaves out", counts.lost_text),
         ("with the label flipped on purpose", 0 if noise is None else noise["flipped"]),
     ):
         text += f", {number:,} {label}" if number else ""

@@ -19,7 +19,7 @@ from rewarden.hf.batches import by_token_budget, make_batch
 from rewarden.hf.model.context import Context
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits, TokenGroup, tokenise
-from rewarden.messages import Text
+from rewarden.messages import Text, checked_texts
 
 T = TypeVar("T")
 
@@ -47,16 +47,12 @@ def token_groups(
     """Token ids of every prompt with its completions, truncated to the limits.
 
     Raises:
-        ValueError: When there are not as many lists of completions as prompts, a list is empty, the chat template refuses a
-            prompt, or a token has no embedding.
+        ValueError: When there are not as many lists of completions as prompts, a list is empty, one of the texts is neither text
+            nor messages, the chat template refuses a prompt, or a token has no embedding.
     """
-    if len(prompts) != len(completions) or not all(completions):
-        raise ValueError(
-            f"got {len(prompts)} prompts and {len(completions)} lists of completions; "
-            "every prompt needs a list with at least one completion"
-        )
-    where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
-    found = tokenise(tokenizer, list(zip(prompts, completions, strict=True)), limits, where=where)
+    texts = checked_texts(prompts, completions)
+    where = [f"prompt {number}" for number in range(1, len(texts) + 1)]
+    found = tokenise(tokenizer, texts, limits, where=where)
     groups = [group for group in found if group is not None]
     assert len(groups) == len(found)  # limits that score truncate
     context.check(tokenizer, groups)

@@ -40,12 +40,27 @@ def test_every_pair_is_accounted_for(tokenizer):
         "used": 3,
         "identical": 1,
         "identical_when_cut": 1,
+        "identical_once_rendered": 0,
         "too_long": 0,
         "truncated": 1,
+        "lost_text": 0,
     }
     assert [pair.row for pair in found.pairs] == [0, 3, 4]
     assert [pair.group.is_truncated for pair in found.pairs] == [(False, False), (True, False), (False, False)]
     assert {(pair.margin, pair.agreement) for pair in found.pairs} == {(None, None)}
+
+
+def test_what_the_template_leaves_out_is_counted_apart(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}<end>{% endfor %}"
+    )
+    pairs = [
+        pair("<think>a</think>yes", "<think>b</think>yes"),  # identical once rendered
+        pair("abcdefghij1", "abcdefghij2"),  # identical once cut
+        pair("<think>a</think>yes", "no"),
+    ]
+    counts = training_pairs(tokenizer, pairs, LIMITS, method=BradleyTerry()).counts
+    assert (counts.identical_once_rendered, counts.identical_when_cut, counts.used, counts.lost_text) == (1, 1, 1, 1)
 
 
 def test_chosen_comes_first(tokenizer):

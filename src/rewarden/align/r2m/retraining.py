@@ -9,7 +9,6 @@ The comparator of Huang et al. 2026, arXiv:2601.22664 (its cost study), as the f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rewarden import losses
 from rewarden.core import PairInfo, select
 from rewarden.data import Pair
+from rewarden.hf import rendering
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.tokens import Limits
 from rewarden.hf.training.pairs import PairCollator, TokenPair, training_pairs
@@ -85,7 +85,7 @@ def retrain(
             f"got {len(groups)} groups, and in none of them do rewards differ; expected at least one that has a best and a worst "
             "completion; sample larger groups, or look at the reward"
         )
-    limits = limits or replace(Limits(**(model.config.limits or {})), over_long="truncate")
+    limits = limits or rendering.limits_of(model.config, tokenizer)
     kept = training_pairs(tokenizer, pairs, limits, method=model.method).pairs
     sums = _one_pass(model, kept, learning_rate, seed, batch_size, max_grad_norm)
     counts = {

@@ -32,6 +32,8 @@ class TrainingData:
     held_out: list[TokenPair]
     tokenizer: PreTrainedTokenizerBase
     limits: Limits
+    rendering: dict[str, Any]
+    """What `rewarden.hf.rendering.record` returns."""
 
 
 def run_stages(
@@ -140,6 +142,7 @@ def _teacher(
         "history": history,
         "run": out.run,
     }
+    model.config.rendering = material.rendering
     fit.save(model, material.tokenizer, material.limits, record, folder)
     out.finish_stage(WORK[1])
     return model, history

@@ -27,7 +27,8 @@ class ScoringOptions(ShapingOptions):
     layout: Literal["auto", "tree", "padded"] = "auto"
     """Prompt trees process each prompt once; auto takes them wherever they are exact."""
     raw: bool = False
-    """Do not put plain text through the chat template. A model trained with --raw never does."""
+    """Do not put plain text through the chat template. A model trained with --raw, or on whole texts, never does; with one that
+    was trained through its template, this is for text that is rendered already."""
 
     def check_scoring(self, models: Sequence[Path]) -> None:
         """Refuse options that do not fit together, or do nothing for any of the models.

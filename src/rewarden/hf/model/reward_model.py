@@ -42,6 +42,8 @@ class RewardModelConfig(PreTrainedConfig):
     the model keeps none."""
     limits: dict | None = None
     """Length limits that the model was trained with, as fields of `rewarden.hf.tokens.Limits`."""
+    rendering: dict | None = None
+    """How the texts of training became tokens, as `rewarden.hf.rendering.record` writes it; None in older models."""
     pad_token_id: int | None = None
     """The backbone's padding token."""
     reward_mean: float | None = None

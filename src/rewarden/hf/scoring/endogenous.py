@@ -21,7 +21,7 @@ from rewarden.hf.model.reward_model import Layout
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.hf.scoring.token_pieces import token_pieces
 from rewarden.hf.tokens import Limits, TokenGroup, render
-from rewarden.messages import Text, as_turns, in_place_of
+from rewarden.messages import Text, as_turns, checked_texts, in_place_of
 
 Groups = Sequence[Sequence[Text]]
 Tick = Callable[[int], object]
@@ -204,11 +204,13 @@ class EndogenousScorer:
         )
 
     def _tokenised(self, prompts: Sequence[Text | None], completions: Groups) -> list[TokenGroup]:
-        where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
-        asked = [self._with_system(prompt, name) for prompt, name in zip(prompts, where, strict=True)]
-        if self.system is not None and asked and completions and completions[0]:
-            self._check_template(asked[0], completions[0])
-        groups = token_groups(self.tokenizer, asked, completions, self.limits, self.model.context)
+        texts = checked_texts(prompts, completions)
+        where = [f"prompt {number}" for number in range(1, len(texts) + 1)]
+        asked = [self._with_system(prompt, name) for (prompt, _), name in zip(texts, where, strict=True)]
+        found = [each for _, each in texts]
+        if self.system is not None and asked:
+            self._check_template(asked[0], found[0])
+        groups = token_groups(self.tokenizer, asked, found, self.limits, self.model.context)
         for group, name in zip(groups, where, strict=True):
             if any(len(ids) <= n for ids, n in zip(group.sequences, group.completion_lengths, strict=True)):
                 raise ValueError(

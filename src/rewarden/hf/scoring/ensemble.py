@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rewarden.core import RewardOutput
 from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore, Scorer
-from rewarden.messages import Text
+from rewarden.messages import Text, checked_texts
 from rewarden.shaping import Shaping, nominal
 
 
@@ -80,6 +80,7 @@ class ScorerEnsemble:
         Raises:
             ValueError: When there are not as many lists of completions as prompts, or a list is empty.
         """
+        checked_texts(prompts, completions)
         tick = None if progress is None else SharedProgress(progress, len(self.scorers))
         found = [
             [score for group in scorer(prompts, completions, progress=tick) for score in group]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.judging.answers import Answer, Answerer, Question, expected_rating, points, ranks, wins
 from rewarden.judging.templates import PAIRWISE, POINTWISE, VERIFIER, Kind, Template, as_text
-from rewarden.messages import Text
+from rewarden.messages import Text, checked_texts
 
 logger = logging.getLogger(__name__)
 
@@ -266,12 +266,7 @@ def _scores(
 
 def _texts(prompts: Sequence[Text | None], completions: Sequence[Sequence[Text]]) -> list[tuple[str, list[str]]]:
     """Prompts and completions as the judge is shown them."""
-    if len(prompts) != len(completions) or not all(completions):
-        raise ValueError(
-            f"got {len(prompts)} prompts and {len(completions)} lists of completions; "
-            "every prompt needs a list with at least one completion"
-        )
-    return [(as_text(p), [as_text(each) for each in group]) for p, group in zip(prompts, completions, strict=True)]
+    return [(as_text(p), [as_text(each) for each in group]) for p, group in checked_texts(prompts, completions)]
 
 
 def _ask_each(judge: Judge, texts: Sequence[tuple[str, list[str]]], progress: Tick | None) -> list[list[Answer]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewarden import methods
 from rewarden.core import RewardOutput
+from rewarden.hf import rendering
 from rewarden.hf.forward import by_group, forward_groups, reward_pass, token_groups
 from rewarden.hf.model.context import Context
 from rewarden.hf.model.loading import load_config, load_tokenizer
@@ -103,7 +104,7 @@ class Scorer:
             raw: Use plain text without the chat template; None does as in training.
 
         Raises:
-            ValueError: When the folder holds no rewarden model.
+            ValueError: When the folder holds no rewarden model, or `raw` contradicts what it was trained with.
         """
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(
@@ -117,11 +118,12 @@ class Scorer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = RewardModel.load(str(folder), layout=layout)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its signature
-        limits = Context.of(str(folder), model.backbone).fitted(Limits(**(model.config.limits or {})))
-        limits = replace(limits, over_long="truncate", raw=limits.raw if raw is None else raw)
+        tokenizer = load_tokenizer(str(folder))
+        limits = rendering.limits_of(model.config, tokenizer, raw=raw, name=str(folder))
+        limits = Context.of(str(folder), model.backbone).fitted(limits)
         if batch_tokens is None:
             batch_tokens = 4096 if device == "cpu" else 16384
-        return cls(model, load_tokenizer(str(folder)), limits, shaping, batch_tokens)
+        return cls(model, tokenizer, limits, shaping, batch_tokens)
 
     def __call__(
         self,
@@ -136,9 +138,11 @@ class Scorer:
         called with the number of completions scored since the last call.
 
         Raises:
-            ValueError: When there are not as many lists of completions as prompts, or a list is empty.
+            ValueError: When there are not as many lists of completions as prompts, a list is empty, or a text is neither text nor
+                messages that the chat template takes.
         """
         groups = token_groups(self.tokenizer, prompts, completions, self.limits, self.context)
+        rendering.check_form(self.model.config, self.tokenizer, prompts)
         scores: list[list[CompletionScore]] = [[] for _ in groups]
         for found in forward_groups(
             groups, self.outputs, budget=self.batch_tokens, layout=self.model.layout, progress=progress

@@ -13,7 +13,7 @@ from typing import Any
 
 from rewarden.hf.scoring.ensemble import SharedProgress
 from rewarden.hf.scoring.scorer import AnyScorer, CompletionScore
-from rewarden.messages import Text
+from rewarden.messages import Text, checked_texts
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class WeightedSum:
         A score is truncated when any scorer saw only a part; its length is that of the first scorer, its prompt value that of the
         first that has one.
         """
+        checked_texts(prompts, completions)
         tick = None if progress is None else SharedProgress(progress, len(self.scorers))
         found = [scorer(prompts, completions, progress=tick) for scorer in self.scorers]
         return [[self._sum(scores) for scores in zip(*groups, strict=True)] for groups in zip(*found, strict=True)]

@@ -41,10 +41,14 @@ class Counts:
     """Pairs of identical completions: left out of training."""
     identical_when_cut: int = 0
     """Pairs whose completions differ only beyond the length limit: left out of training."""
+    identical_once_rendered: int = 0
+    """Pairs that fit the limit and whose completions differ only in what the chat template leaves out: left out of training."""
     too_long: int = 0
     """Pairs dropped for their length (only with over_long "drop")."""
     truncated: int = 0
     """Used pairs with a cut prompt or completion."""
+    lost_text: int = 0
+    """Used pairs of whose completions the chat template left out some text, such as reasoning."""
 
     def as_dict(self) -> dict[str, int]:
         """JSON-ready."""
@@ -102,16 +106,19 @@ def training_pairs(
         elif group is None:
             counts.too_long += 1
         elif np.array_equal(group.sequences[0], group.sequences[1]):
-            counts.identical_when_cut += 1
+            counts.identical_when_cut += any(group.is_truncated)
+            counts.identical_once_rendered += not any(group.is_truncated)
         else:
             counts.used += 1
             counts.truncated += any(group.is_truncated)
+            counts.lost_text += any(group.loses_text)
             margin = pair.margin * margin_scale if margin_scale is not None and pair.margin is not None else None
             found.append(TokenPair(group, row, margin, pair.agreement if use_agreement else None))
     if not found:
         raise DataError(
             f"no pair is left to train on: {counts.read} read, {counts.identical} with identical completions, "
-            f"{counts.identical_when_cut} identical once cut, {counts.too_long} too long; check the data or raise --max-length"
+            f"{counts.identical_when_cut} identical once cut, {counts.too_long} too long, {counts.identical_once_rendered} "
+            "identical once rendered by the chat template; check the data or raise --max-length"
         )
     return PairTokens(found, counts)
 
