@@ -23,6 +23,7 @@ INTERRUPTED = {
     "train": "the same command with `--resume` continues from the last checkpoint",
     "align": "the same command with `--resume` continues from the last checkpoint",
     "evaluate": "the same command with `--resume` takes the scores that are finished",
+    "score": "nothing was written; answers of a judge's endpoint are kept by the output, and the same command goes on from there",
     "quickstart": "the same command continues, and keeps the models that are finished",
 }
 """How an interrupted command goes on; the others have written nothing."""

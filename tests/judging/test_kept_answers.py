@@ -3,6 +3,8 @@
 import logging
 import math
 
+import pytest
+
 from rewarden.judging.answers import Answer
 from rewarden.judging.kept_answers import KeptAnswers, question_key
 
@@ -50,6 +52,21 @@ def test_the_key_of_a_question_says_who_is_asked_what() -> None:
     ]
     assert usual == question_key(dict(record), dict(template), "p", ("c",))
     assert len({usual, *others}) == 6
+
+
+def test_another_file_of_that_name_is_left_alone(tmp_path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "mine"}\n')
+    with pytest.raises(ValueError, match="holds something else than answers of a judge"):
+        KeptAnswers(path)
+    assert path.read_text() == '{"prompt": "mine"}\n'
+
+
+def test_what_is_kept_in_words(tmp_path) -> None:
+    kept = KeptAnswers(tmp_path / "answers.jsonl")
+    assert kept.words() == ""
+    kept.add("a", ANSWERS["a"])
+    assert kept.words() == f". 1 answers are kept in {kept.path}; the same command goes on from there"
 
 
 def test_a_file_that_is_removed_is_gone(tmp_path) -> None:

@@ -86,11 +86,19 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         seed=args.seed,
         comparisons=found,
     )
+    if args.is_endpoint:
+        _answers(args).unlink(missing_ok=True)  # the scores made of them stand beside it
     return results
 
 
 def _entrants(args: Evaluate) -> list[EvaluatedModel]:
-    return entrants(args.model, part(args, ScoringOptions), part(args, EndogenousOptions), part(args, JudgeOptions))
+    options, judge = part(args, ScoringOptions), part(args, JudgeOptions)
+    return entrants(args.model, options, part(args, EndogenousOptions), judge, answers=_answers(args))
+
+
+def _answers(args: Evaluate) -> Path:
+    """Where the answers of an endpoint are kept until its scores are."""
+    return args.output / "rewards" / "judge-answers.jsonl"
 
 
 def _check_models(models: Sequence[Path]) -> None:

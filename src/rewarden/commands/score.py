@@ -77,6 +77,8 @@ def score(args: Score) -> dict[str, Any]:
         for group, old, new in zip(groups, kept.rows, added, strict=True)
     ]
     write_or_keep(args.output, rows, added, kept.types)
+    if args.is_endpoint:
+        _answers(args).unlink(missing_ok=True)  # whatever they said is written
     if args.page is not None:
         _write_page(args.page, groups, scores, tokens, scorer.record)
     rewards = [one.reward for found in scores for one in found]
@@ -101,7 +103,12 @@ def _scorer(args: Score) -> AnyScorer:
         return chosen_scorer(args.model, part(args, ScoringOptions), part(args, EndogenousOptions))
     if args.model is not None or part(args, EndogenousOptions) != EndogenousOptions():
         raise ValueError("got --judge beside options of --model or --endogenous; give one of the three")
-    return args.judge_scorer(part(args, ScoringOptions))
+    return args.judge_scorer(part(args, ScoringOptions), _answers(args))
+
+
+def _answers(args: Score) -> Path:
+    """Where the answers of an endpoint are kept until the rows are written."""
+    return args.output.with_name(f"{args.output.name}.judge-answers.jsonl")
 
 
 def _carried(args: Score, groups: Sequence[Candidates]) -> Carried:
@@ -245,4 +252,5 @@ def main(args: Score) -> None:
         + "".join(f"; column {name} as {how}" for name, how in summary["columns_as_text"].items())
         + (f"; {summary['page']}" if "page" in summary else "")
         + (f"; {summary['judge']['questions']:,} questions to the judge" if "judge" in summary else "")
+        + (f", {reused:,} answered by what was kept" if (reused := summary.get("judge", {}).get("reused")) else "")
     )

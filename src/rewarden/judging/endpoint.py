@@ -116,6 +116,19 @@ class ChatEndpoint:
         Raises:
             EndpointError: When the endpoint refuses or goes on failing, or when most replies cannot be read.
         """
+        try:
+            return self._groups(template, groups, progress)
+        except EndpointError as error:
+            if self.kept is None:
+                raise
+            raise EndpointError(f"{error}{self.kept.words()}") from None
+        finally:
+            if self.kept is not None:
+                self.kept.close()
+
+    def _groups(
+        self, template: Template, groups: Sequence[Sequence[Question]], progress: Callable[[int], object] | None
+    ) -> list[list[Answer]]:
         self._key()
         seen = unreadable = 0
         found: list[list[Answer]] = []

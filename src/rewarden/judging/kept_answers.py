@@ -14,6 +14,7 @@ from rewarden.judging.answers import Answer
 
 logger = logging.getLogger(__name__)
 
+_START = b'{"key": "'
 _VERSION = 1  # of how replies are read; another one asks anew
 
 
@@ -25,6 +26,11 @@ class KeptAnswers:
     """
 
     def __init__(self, path: Path) -> None:
+        """Read what is there.
+
+        Raises:
+            ValueError: When the file is another one's.
+        """
         self.path = path
         self.reused = 0
         """Questions that were answered from the file."""
@@ -59,6 +65,12 @@ class KeptAnswers:
                 self._file.close()
                 self._file = None
 
+    def words(self) -> str:
+        """What is kept and where, for a message; "" when nothing is."""
+        if not len(self):
+            return ""
+        return f". {len(self):,} answers are kept in {self.path}; the same command goes on from there"
+
     def remove(self) -> None:
         """Delete the file: what it kept stands elsewhere."""
         self.close()
@@ -90,6 +102,10 @@ def _read(path: Path) -> dict[str, Answer]:
     if not path.exists():
         return found
     for line in path.read_bytes().splitlines():
+        if not line.startswith(_START[: len(line)]):
+            raise ValueError(
+                f"{path} holds something else than answers of a judge; move it away, this name is needed for them"
+            )
         try:
             values = json.loads(line)
             key = values.pop("key")

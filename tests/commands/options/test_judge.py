@@ -5,9 +5,11 @@ from threading import Thread
 import pytest
 
 from rewarden import cli
+from rewarden.cli import main
 from rewarden.commands.options.judge import JudgeOptions, judge_report
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.commands.score import Score, score
+from rewarden.files import write_rows
 from rewarden.hf.scoring.judges import GenerativeVerifier, PairwiseJudge, PointwiseJudge
 from rewarden.hf.scoring.local_chat import LocalChat
 from rewarden.judging.endpoint import ChatEndpoint
@@ -169,3 +171,63 @@ def test_a_judge_stands_alone(tiny, rows, tmp_path):
 def test_options_of_a_judge_without_one_are_refused(rows, tmp_path):
     with pytest.raises(ValueError, match="without --judge"):
         score(Score(input=rows, output=tmp_path / "o.jsonl", judge_kind="pairwise"))
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A server that answers, and refuses from its `limit`th request on: (address, state)."""
+    monkeypatch.setenv("no_proxy", "*")
+    state = {"limit": 3, "asked": 0}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            state["asked"] += 1
+            has_credit = state["asked"] <= state["limit"]
+            content = json.dumps({"choices": [{"message": {"content": "Yes"}}]} if has_credit else {"error": "credit"})
+            self.send_response(200 if has_credit else 403)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", state
+        server.shutdown()
+        thread.join()
+
+
+def test_score_keeps_answers_and_goes_on(failing, tmp_path, capsys):
+    url, state = failing
+    write_rows(tmp_path / "in.jsonl", [{"prompt": f"p{n}", "completion": "c"} for n in range(6)])
+    command = f"score --judge {url} --judge-model m --api-key-env= --judge-workers 1 --input {tmp_path}/in.jsonl "
+    command += f"--output {tmp_path}/out.jsonl"
+    kept = tmp_path / "out.jsonl.judge-answers.jsonl"
+    assert main(command.split()) == 2
+    assert f"3 answers are kept in {kept}; the same command goes on from there" in capsys.readouterr().err
+    assert len(kept.read_text().splitlines()) == 3
+    state["limit"] = 100
+    assert main(command.split()) == 0
+    assert "6 questions to the judge, 3 answered by what was kept" in capsys.readouterr().out
+    assert state["asked"] == 4 + 3  # the one that was refused is asked again
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 6
+    assert not kept.exists()
+
+
+def test_evaluate_keeps_answers_and_goes_on(failing, tmp_path, capsys):
+    url, state = failing
+    write_rows(tmp_path / "in.jsonl", [{"prompt": f"p{n}", "chosen": "c", "rejected": "d"} for n in range(3)])
+    command = f"evaluate --judge {url} --judge-model m --api-key-env= --judge-workers 1 --pairs {tmp_path}/in.jsonl "
+    command += f"--output {tmp_path}/out"
+    kept = tmp_path / "out" / "rewards" / "judge-answers.jsonl"
+    assert main(command.split()) == 2
+    assert f"3 answers are kept in {kept}" in capsys.readouterr().err
+    state["limit"] = 100
+    assert main(command.split()) == 0
+    assert state["asked"] == 4 + 3
+    assert not kept.exists()
+    assert (tmp_path / "out" / "results.json").exists()

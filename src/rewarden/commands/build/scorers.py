@@ -33,9 +33,21 @@ class EvaluatedModel:
 
 
 def entrants(
-    models: Sequence[Path], options: ScoringOptions, endogenous: EndogenousOptions, judge: JudgeOptions
+    models: Sequence[Path],
+    options: ScoringOptions,
+    endogenous: EndogenousOptions,
+    judge: JudgeOptions,
+    *,
+    answers: Path | None = None,
 ) -> list[EvaluatedModel]:
     """Every trained model; the endogenous reward as one more or, with a weight, added to each of them; the judge.
+
+    Args:
+        models: Folders of trained models.
+        options: How rewards are read off them.
+        endogenous: An endogenous reward, if any.
+        judge: A judge, if any.
+        answers: File that keeps the answers of a judge behind an endpoint.
 
     Raises:
         ValueError: When there is none, or options do not fit together.
@@ -63,7 +75,10 @@ def entrants(
         name = f"{judge.judge_kind} {_short(judge.judge_model or judge.judge)}"
         found.append(
             EvaluatedModel(
-                name, judge.judge, partial(judge.judge_scorer, options), partial(_judge_identity, judge, options)
+                name,
+                judge.judge,
+                partial(judge.judge_scorer, options, answers),
+                partial(_judge_identity, judge, options),
             )
         )
     return found

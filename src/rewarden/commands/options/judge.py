@@ -82,11 +82,12 @@ class JudgeOptions:
             )
         self._extra()
 
-    def judge_scorer(self, options: ScoringOptions) -> Judge:
+    def judge_scorer(self, options: ScoringOptions, answers: Path | None = None) -> Judge:
         """The judge as a scorer.
 
         Args:
             options: Of which layout and batch_tokens apply to a local model, and nothing to an endpoint.
+            answers: Of an endpoint: file that keeps its answers as they come, and whose answers are not asked for again.
 
         Raises:
             ValueError: When options do not fit together, or the model or template cannot be used.
@@ -98,7 +99,7 @@ class JudgeOptions:
         self._check_unused(options)
         kind = self.judge_kind
         template = DEFAULTS[kind] if self.template is None else read_template(self.template, kind)
-        answerer = self._endpoint() if self.is_endpoint else self._local(options)
+        answerer = self._endpoint(answers) if self.is_endpoint else self._local(options)
         if kind == "verifier":
             return GenerativeVerifier(answerer, template, self.judge_reading or "log_odds")
         return PointwiseJudge(answerer, template) if kind == "pointwise" else PairwiseJudge(answerer, template)
@@ -115,8 +116,9 @@ class JudgeOptions:
                 f"got {_flag(unused[0].name)} with --judge {self.judge}; {who} has no use for it, so drop it"
             )
 
-    def _endpoint(self) -> Answerer:
+    def _endpoint(self, answers: Path | None) -> Answerer:
         from rewarden.judging.endpoint import ChatEndpoint
+        from rewarden.judging.kept_answers import KeptAnswers
 
         assert self.judge is not None and self.judge_model is not None
         key = KEY if self.api_key_env is None else self.api_key_env
@@ -130,6 +132,7 @@ class JudgeOptions:
             patience=max(300.0, 2 * timeout),
             workers=workers,
             extra=self._extra(),
+            kept=None if answers is None else KeptAnswers(answers),
         )
 
     def _local(self, options: ScoringOptions) -> Answerer:
@@ -155,11 +158,15 @@ class JudgeOptions:
 
 
 def judge_report(scorer: AnyScorer) -> dict[str, Any]:
-    """What a judge was asked so far, as counts; see `rewarden.hf.scoring.judges.Tally`."""
+    """What a judge was asked so far, as counts; see `rewarden.hf.scoring.judges.Tally`.
+
+    Of an endpoint "reused" says how many of the questions were answered by what an interrupted run had kept.
+    """
     from rewarden.hf.scoring.judges import GenerativeVerifier, PairwiseJudge, PointwiseJudge
 
     assert isinstance(scorer, GenerativeVerifier | PointwiseJudge | PairwiseJudge)
-    return scorer.tally.report()
+    kept = getattr(scorer.answerer, "kept", None)
+    return scorer.tally.report() | ({} if kept is None else {"reused": kept.reused})
 
 
 def _flag(name: str) -> str:
