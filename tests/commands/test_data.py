@@ -56,7 +56,7 @@ def test_output_holds_the_same_document_and_the_page(
     folder = tmp_path / "deep" / "look"
     assert main(f"data inspect {pairs_file} --model {tiny} --output {folder} --json --seed 3".split()) == 0
     assert json.loads((folder / "inspect.json").read_text()) == json.loads(capsys.readouterr().out)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["inspect.html", "inspect.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [".rewarden.json", "inspect.html", "inspect.json"]
     assert "<h2>Shortcuts</h2>" in (folder / "inspect.html").read_text()
     again = tmp_path / "again"
     assert main(f"data inspect {pairs_file} --model {tiny} --output {again} --seed 3".split()) == 0
@@ -155,3 +155,11 @@ def test_files_are_told_apart_by_as_little_as_it_takes(tmp_path: Path) -> None:
     assert labels([first, second])["y-train"] == second
     with pytest.raises(ValueError, match="nothing to inspect"):
         labels([])
+
+
+def test_what_somebody_else_wrote_is_left(tiny: Path, pairs_file: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / "inspect.html").write_text("mine")
+    assert main(f"data inspect {pairs_file} --model {tiny} --output {tmp_path / 'look'}".split()) == 2
+    assert "nothing in it says that rewarden wrote it" in capsys.readouterr().err
+    assert (tmp_path / "look" / "inspect.html").read_text() == "mine"

@@ -12,6 +12,7 @@ import pytest
 from rewarden import Scorer
 from rewarden.cli import main
 from rewarden.commands.evaluate import Evaluate, named, read
+from rewarden.disk.lock import locked
 
 from .conftest import make_pairs, write
 
@@ -234,3 +235,24 @@ def test_a_folder_without_a_model_is_refused_before_anything_is_scored(
     assert main([*command.split(), "--output", str(tmp_path / "o")]) == 2
     assert "is not a trained reward model" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_what_somebody_else_wrote_is_left(trained: Path, pairs_file: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "results.json").write_text("mine")
+    command = f"evaluate --model {trained} --pairs x={pairs_file} --output"
+    assert main([*command.split(), str(out)]) == 2
+    assert "nothing in it says that rewarden wrote it" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"results.json"}
+    assert main([*command.split(), str(trained)]) == 2
+    assert "holds a reward model, and this would be an evaluation" in capsys.readouterr().err
+    assert main([*command.split(), ""]) == 2
+    assert "--output is empty" in capsys.readouterr().err
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(trained: Path, pairs_file: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "o").mkdir()
+    with locked(tmp_path / "o"):
+        assert main(f"evaluate --model {trained} --pairs x={pairs_file} --output {tmp_path / 'o'}".split()) == 2
+    assert "is at work in this folder" in capsys.readouterr().err

@@ -16,10 +16,10 @@ from rewarden.cli import main
 from rewarden.commands.merge import Merge, merge
 from rewarden.core import Method
 from rewarden.data import load_pairs
+from rewarden.disk.owned_folder import MODEL, OwnedFolder
 from rewarden.hf.model.reward_model import RewardModel
 from rewarden.hf.scoring.scorer import Scorer
 from rewarden.hf.tokens import Limits
-from rewarden.hf.training import fit
 from rewarden.hf.training.fit import save
 from rewarden.methods.bradley_terry import BradleyTerry
 from rewarden.methods.ensemble import Ensemble
@@ -121,7 +121,7 @@ def test_copies_average_to_the_same_file(member: Make, tmp_path: Path, capsys: p
 
 def test_weights_of_the_members(member: Make, tmp_path: Path) -> None:
     folders = [member(f"m{seed}", seed) for seed in (1, 2)]
-    record = merge(Merge(tuple(folders), tmp_path / "out", weights=(0.25, 0.75)))
+    record = merge(Merge(models=tuple(folders), output=tmp_path / "out", weights=(0.25, 0.75)))
     name = "head.score.weight"
     first, second = (weights(folder)[name].double() for folder in folders)
     assert torch.equal(weights(tmp_path / "out")[name], (0.25 * first + 0.75 * second).float())
@@ -164,7 +164,7 @@ def test_held_out_pairs_compare_and_check(
 
     between, line = [], record["connectivity"]
     for place in (0.25, 0.5, 0.75):
-        merge(Merge(tuple(folders[:2]), tmp_path / str(place), weights=(1 - place, place)))
+        merge(Merge(models=tuple(folders[:2]), output=tmp_path / str(place), weights=(1 - place, place)))
         between.append(accuracy(rewards(tmp_path / str(place), pairs_file)))
     ends = [accuracy(one) for one in each[:2]]
     assert line["between"] == [str(folder) for folder in folders[:2]]
@@ -306,6 +306,7 @@ def test_refusals(
 
 def test_overwrite_replaces_model_and_record(member: Make, tmp_path: Path, pairs_file: Path) -> None:
     folders, out = (member("one", 1), member("two", 2)), member("out", 3)
+    OwnedFolder(out, MODEL).record(["merging.json"])
     (out / "merging.json").write_text("{}")
     assert run(*folders, "--output", out, "--overwrite") == 0
     assert json.loads((out / "merging.json").read_text())["merged"][0]["folder"] == str(folders[0])
@@ -313,26 +314,28 @@ def test_overwrite_replaces_model_and_record(member: Make, tmp_path: Path, pairs
     torch.testing.assert_close(weights(out)["head.score.weight"], expected)
 
 
-def test_no_record_stays_beside_weights_it_does_not_describe(
+def test_an_average_that_cannot_be_written_leaves_the_old_one_with_its_record(
     member: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders, out = (member("one", 1), member("two", 2)), member("out", 3)
-    (out / "merging.json").write_text("{}")
+    folders, out = (member("one", 1), member("two", 2)), tmp_path / "out"
+    assert run(*folders, "--output", out) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in out.iterdir()}
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(fit, "save", full)
+    monkeypatch.setattr("rewarden.hf.model.reward_model.RewardModel.save_pretrained", full)
     assert run(*folders, "--output", out, "--overwrite") == 2
     assert "No space left" in refusal(capsys)
-    assert not (out / "merging.json").exists()
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_an_average_can_be_averaged_again(member: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [member(f"m{seed}", seed) for seed in (1, 2, 3)]
     assert run(*folders[:2], "--output", tmp_path / "two") == 0
     assert run(tmp_path / "two", folders[2], "--output", tmp_path / "out", "--weights", 2 / 3, 1 / 3) == 0
-    merge(Merge(tuple(folders), tmp_path / "three"))
+    merge(Merge(models=tuple(folders), output=tmp_path / "three"))
     one, other = weights(tmp_path / "out"), weights(tmp_path / "three")
     for name, value in one.items():
         torch.testing.assert_close(value, other[name])
@@ -363,3 +366,23 @@ def test_members_trained_from_one_probe(tiny: Path, tmp_path: Path, capsys: pyte
     record = json.loads(captured.out)
     assert record["notes"] == []
     assert len(record["connectivity"]["gains"]) == 5
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_what_somebody_else_wrote_is_left(
+    member: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tokenizer.json").write_text("mine")
+    folders = [member("a"), member("b")]
+    assert run(*folders, "--output", out, *flags) == 2
+    assert "nothing in it says that rewarden wrote it" in capsys.readouterr().err
+    assert (out / "tokenizer.json").read_text() == "mine"
+
+
+def test_an_output_around_a_member_is_refused(member: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = Path(member("a")), Path(member("b"))
+    for output in (first / "inside", first.parent):
+        assert run(first, second, "--output", output, "--overwrite") == 2
+        assert "so that no input is lost" in capsys.readouterr().err

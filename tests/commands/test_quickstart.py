@@ -57,3 +57,12 @@ def test_the_whole_story_in_small(tiny: Path, tmp_path: Path, capsys: pytest.Cap
     assert {name: model["sets"] for name, model in again["models"].items()} == {
         name: model["sets"] for name, model in results["models"].items()
     }
+
+
+def test_what_somebody_else_wrote_is_left(tmp_path, capsys):
+    mine = tmp_path / "bradley-terry" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert main(["quickstart", "--output", str(tmp_path)]) == 2
+    assert "nothing in it says that rewarden wrote it" in capsys.readouterr().err
+    assert mine.read_text() == "mine"

@@ -196,8 +196,8 @@ def calls(tree: ast.AST) -> set[str]:
     return {f"{node.value.id}.{node.attr}" for node in found if isinstance(node.value, ast.Name)}
 
 
-def test_nobody_else_moves_files_into_place() -> None:
-    banned = {"os.replace", "os.rename", "tempfile.mkstemp", "tempfile.mkdtemp"}
+def test_nobody_else_moves_files_into_place_or_deletes_folders() -> None:
+    banned = {"os.replace", "os.rename", "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp"}
     found = {
         str(path.relative_to(SOURCE)): sorted(bad)
         for path in SOURCE.rglob("*.py")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rewarden.commands.options.flags import Positional
+from rewarden.disk.owned_folder import INSPECTION, OwnedFolder
 
 if TYPE_CHECKING:
     from rewarden.data import Pair
@@ -66,6 +67,8 @@ def inspect(args: Data) -> dict[str, Any]:
         raise ValueError(f"--near is {args.near}; expected above 0 and at most 1; 0.8 is usual")
     sources = labels(args.files)
     _check_clean(args)
+    if args.output is not None:
+        OwnedFolder(args.output, INSPECTION).check({file: file for file in args.files})
     pairs = {name: load_pairs(source) for name, source in sources.items()}
     tokenizer = load_tokenizer(args.model)
     files: dict[str, Any] = {}
@@ -157,8 +160,10 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
         "inspect.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
         "inspect.html": inspection_page(found),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    with OwnedFolder(folder, INSPECTION).locked() as owned:
+        owned.claim()
+        for name, text in texts.items():
+            write_text(folder / name, text)
 
 
 def main(args: Data) -> None:

@@ -13,6 +13,7 @@ from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.scoring import ScoringOptions, folders
+from rewarden.disk.owned_folder import EVALUATION, OwnedFolder
 
 if TYPE_CHECKING:
     from rewarden.benchmarks.benchmark import Benchmark
@@ -60,12 +61,23 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
     Raises:
         ValueError: On bad data, or when there is nothing to evaluate, or nothing to evaluate on.
     """
+    folder = OwnedFolder(args.output, EVALUATION)
+    sources = {"--pairs": [named(entry)[1] for entry in args.pairs], "--gold": [args.gold] if args.gold else []}
+    sources["--path"] = [entry.rpartition("=")[2] for entry in args.path]
+    folder.check({f"{option} {source}": source for option, given in sources.items() for source in given})
+    with folder.locked():
+        return _evaluated(args, folder)
+
+
+def _evaluated(args: Evaluate, folder: OwnedFolder) -> dict[str, Any]:
+    """Read, measure, write; scores are kept in the folder from the first model on."""
     from rewarden.commands.output.results_files import write_page, write_results
 
     entered = _entrants(args)
     names = [entrant.name for entrant in entered]
     _check_models(args.model)
     material = read(args)
+    folder.claim()
     measured = _measured(args, entered, material)
     models = {entrant.name: {"model": entrant.source} | measured[entrant.name].results for entrant in entered}
     results: dict[str, Any] = models[names[0]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rewarden.commands.options.flags import Positional
-from rewarden.files import write_text
+from rewarden.disk.owned_folder import MODEL, OwnedFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,21 @@ def merge(args: Merge) -> dict[str, Any]:
     Raises:
         ValueError: When the models cannot be averaged, or options do not fit together.
     """
+    _check_arguments(args)
+    folder = OwnedFolder(args.output, MODEL)
+    folder.check(
+        {f"the model {model}": model for model in args.models} | {f"--pairs {name}": name for name in args.pairs}
+    )
+    with folder.locked():
+        if (args.output / "settings.json").exists() and not args.overwrite:
+            raise ValueError(
+                f"{args.output} holds an unfinished training; choose another --output, or replace it with --overwrite"
+            )
+        return _merged(args, folder)
+
+
+def _merged(args: Merge, folder: OwnedFolder) -> dict[str, Any]:
+    """Average, and replace what is in the folder when the average is whole."""
     from rewarden import merging, methods
     from rewarden.commands.output.provenance import versions
     from rewarden.data import load_pairs
@@ -111,7 +126,6 @@ def merge(args: Merge) -> dict[str, Any]:
     from rewarden.hf.tokens import Limits
     from rewarden.hf.training import fit
 
-    _check_arguments(args)
     pairs = [pair for source in args.pairs for pair in load_pairs(source)]
     members = [_member(folder) for folder in args.models]
     _check_alike(members)
@@ -139,10 +153,10 @@ def merge(args: Merge) -> dict[str, Any]:
         "reward_std": None,
         "versions": versions(),
     } | found
-    (args.output / "merging.json").unlink(missing_ok=True)  # an older one, beside which new weights would stand
     limits = Limits(**(scorer.model.config.limits or {}))
-    fit.save(scorer.model, scorer.tokenizer, limits, record, args.output)
-    write_text(args.output / "merging.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    written = fit.save(scorer.model, scorer.tokenizer, limits, record, args.output, also=["merging.json"])
+    folder.delete(path for path in folder.files() if path.relative_to(args.output).as_posix() not in written)
+    OwnedFolder(args.output / "stage-one", MODEL).remove()
     return record
 
 

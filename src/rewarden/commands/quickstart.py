@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,8 @@ from rewarden.commands.output.provenance import say
 from rewarden.commands.output.results_files import write_page
 from rewarden.commands.train import train
 from rewarden.core import Method
-from rewarden.files import write_text
+from rewarden.disk.owned_folder import QUICKSTART, OwnedFolder
+from rewarden.files import write_json, write_text
 from rewarden.hf.progress import progress
 from rewarden.methods.bayesian_ensemble import BayesianEnsembleNLL
 from rewarden.methods.bradley_terry import BradleyTerry
@@ -74,6 +74,13 @@ def quickstart(args: Quickstart) -> dict[str, Any]:
     Raises:
         ValueError: When there are not as many training pairs, or the limits leave no room.
     """
+    with OwnedFolder(args.output, QUICKSTART).locked() as folder:
+        folder.claim()
+        return _compared(args)
+
+
+def _compared(args: Quickstart) -> dict[str, Any]:
+    """Train every method, measure it, write."""
     from rewarden.commands.build.quickstart_plan import plan
     from rewarden.commands.build.scored_once import ScoredOnce
     from rewarden.hf.tokens import Limits
@@ -139,18 +146,17 @@ def _trained(args: Quickstart, method: Method, folder: Path, rows: list[dict[str
         stage_one=stage_one,
         seed=args.seed,
     )
-    wanted = {"quickstart": {k: v for k, v in asdict(args).items() if k not in ("output", "json")}}
-    mark = folder / "quickstart.json"
-    wanted_text = json.dumps(wanted, sort_keys=True, default=str)
-    is_same = mark.exists() and mark.read_text() == wanted_text
-    if is_same and (folder / "config.json").exists():
+    wanted = {k: v for k, v in asdict(args).items() if k not in ("output", "json")}
+    note = args.output / "quickstart.json"
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    now = json.loads(json.dumps(wanted, default=str))
+    is_same, is_unfinished = before.get(folder.name) == now, (folder / "settings.json").exists()
+    if is_same and not is_unfinished and (folder / "config.json").exists():
         print(f"{folder}: finished by an earlier run, kept", file=sys.stderr)
         return json.loads((folder / "training.json").read_text())
-    if not is_same:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_text(mark, wanted_text)
-    return train(replace(options, resume=True), rows=rows)
+    write_json(note, before | {folder.name: now})
+    goes_on = is_same and is_unfinished
+    return train(replace(options, resume=goes_on, overwrite=not goes_on), rows=rows)
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:

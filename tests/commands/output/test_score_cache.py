@@ -84,3 +84,48 @@ def test_identity_depends_on_weights_and_options_and_not_on_the_log(tmp_path: Pa
     assert identity([tmp_path], replace(options, shaping="worst")) != before
     (tmp_path / "model.safetensors").write_text("other weights")
     assert identity([tmp_path], options) != before
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "",
+        lambda text: text[: len(text) // 2],
+        "[]",
+        "{}",
+        "null",
+        lambda text: text.replace('"reward"', '"reword"'),
+        lambda text: text.replace("0.3333333333333333", '"much"'),
+        lambda text: text.replace("0.3333333333333333", "null"),
+        "[[], []]",
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
+def test_damaged_scores_are_computed_again_and_that_is_said(tmp_path: Path, capsys, harm) -> None:
+    inner = Counting()
+    kept = ScoreCache(inner, tmp_path, "id", reuse=True)
+    scores = kept(PROMPTS, COMPLETIONS)
+    (path,) = tmp_path.iterdir()
+    path.write_text(harm if isinstance(harm, str) else harm(path.read_text()), errors="surrogateescape")
+    assert kept(PROMPTS, COMPLETIONS) == scores
+    assert inner.asked == 2
+    assert f"{path}: the scores that were kept here are damaged" in capsys.readouterr().err
+    assert kept(PROMPTS, COMPLETIONS) == scores  # and kept anew
+    assert inner.asked == 2
+
+
+def test_what_is_no_text_is_damage_too(tmp_path: Path) -> None:
+    inner = Counting()
+    ScoreCache(inner, tmp_path, "id", reuse=True)(PROMPTS, COMPLETIONS)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"\xff\xfe")
+    ScoreCache(inner, tmp_path, "id", reuse=True)(PROMPTS, COMPLETIONS)
+    assert inner.asked == 2
+
+
+def test_a_marker_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("w")
+    before = identity([tmp_path], ScoringOptions())
+    (tmp_path / ".rewarden.json").write_text("{}")
+    assert identity([tmp_path], ScoringOptions()) == before

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewarden.commands.output.provenance import say
 from rewarden.files import write_text
 
 if TYPE_CHECKING:
@@ -46,22 +47,37 @@ class ScoreCache:
         progress: Callable[[int], object] | None = None,
     ) -> list[list[CompletionScore]]:
         """Scores of every completion of every prompt, from the file where there is one; see `Scorer.__call__`."""
-        from rewarden.hf.scoring.scorer import CompletionScore
-
         texts = json.dumps([self.identity, list(prompts), [list(group) for group in completions]])
         path = self.folder / f"{hashlib.sha256(texts.encode()).hexdigest()[:32]}.json"
-        if self.reuse and path.exists():
+        if self.reuse and (found := _kept(path, [len(group) for group in completions])) is not None:
             if progress is not None:
                 progress(sum(map(len, completions)))
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return [
-                [CompletionScore(**values | {"members": _tuple(values["members"])}) for values in group]
-                for group in kept
-            ]
+            return found
         scores = self.scorer(prompts, completions, progress=progress)
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps([[score._asdict() for score in group] for group in scores]) + "\n")
         return scores
+
+
+def _kept(path: Path, lengths: Sequence[int]) -> list[list[CompletionScore]] | None:
+    """The scores in a file; None when there is none, or it is damaged, which is said."""
+    from rewarden.hf.scoring.scorer import CompletionScore
+
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = [
+            [CompletionScore(**values | {"members": _tuple(values["members"])}) for values in group] for group in kept
+        ]
+        damaged = [len(group) for group in found] != list(lengths) or not all(
+            isinstance(score.reward, float) for group in found for score in group
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        damaged = True
+    if damaged:
+        say(f"{path}: the scores that were kept here are damaged; they are computed again")
+        return None
+    return found
 
 
 def _tuple(values: list[float] | None) -> tuple[float, ...] | None:
@@ -78,7 +94,11 @@ def identity(folders: Sequence[Path], options: ScoringOptions) -> str:
         json.dumps([asdict(options), versions(), torch.cuda.is_available()], sort_keys=True).encode()
     )
     for folder in folders:
-        files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "training.json"]
+        files = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name != "training.json" and path.name[0] != "."
+        ]
         for path in files:
             with path.open("rb") as stream:
                 digest.update(f"\n{path.name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())

@@ -281,12 +281,18 @@ def calibrate(
 
 
 def save(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, limits: Limits, record: dict[str, Any], folder: Path
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    record: dict[str, Any],
+    folder: Path,
+    *,
+    also: Sequence[str] = (),
 ) -> set[str]:
     """Weights, configuration, tokenizer and training record, as safetensors and JSON.
 
     Everything is written aside first and moved into place with config.json last: a folder with a config.json is whole. Of
-    several processes only the first writes.
+    several processes only the first writes. The record is also written under the names in `also`.
 
     Returns:
         The names of the files that were written, none in processes that do not write.
@@ -302,7 +308,8 @@ def save(
     with files_into(folder, last="config.json") as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        for name in ("training.json", *also):
+            (aside / name).write_text(json.dumps(record, indent=2) + "\n")
         names = {path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()}
         owned.record(names)
     return names
