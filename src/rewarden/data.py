@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -29,7 +29,9 @@ from rewarden.messages import (
     prompt_and_completions,
     said,
     text_of,
+    without_prompts,
 )
+from rewarden.prompt_columns import refuse_columns, with_columns
 
 _PROMPT_ALIASES = {"question", "instruction", "query"}
 _SEVERAL = ("responses", "answers", "outputs", "generations", "candidates")
@@ -100,7 +102,7 @@ def load_pairs(source: Source, *, split: str = "train") -> list[Pair]:
 
     Args:
         source: File, dataset, hub id or rows, see `read_rows`. Columns: `chosen` and `rejected`; optionally `prompt`,
-            `source`, `margin`, `agreement`. Others are ignored.
+            `source`, `margin`, `agreement`, and what `rewarden.prompt_columns.with_columns` reads. Others are ignored.
         split: Split of a dataset on the hub.
 
     Returns:
@@ -110,7 +112,9 @@ def load_pairs(source: Source, *, split: str = "train") -> list[Pair]:
         DataError: The source cannot be read, or a row is not a usable pair.
     """
     fallback = stem(source)
-    return [_pair(row, where, fallback) for where, row in read_rows(source, split=split)]
+    pairs = [_pair(row, where, fallback) for where, row in read_rows(source, split=split)]
+    bare = without_prompts([(pair.where, pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
+    return [replace(pair, chosen=one, rejected=two) for pair, (one, two) in zip(pairs, bare, strict=True)]
 
 
 def load_candidates(source: Source) -> list[Candidates]:
@@ -122,7 +126,9 @@ def load_candidates(source: Source) -> list[Candidates]:
     Raises:
         DataError: The source cannot be read, or a row has the wrong columns or types.
     """
-    return [_candidates(row, where) for where, row in read_rows(source)]
+    found = [_candidates(row, where) for where, row in read_rows(source)]
+    bare = without_prompts([(each.where, each.prompt, each.completions) for each in found])
+    return [replace(each, completions=list(texts)) for each, texts in zip(found, bare, strict=True)]
 
 
 def load_gold(source: Source, *, split: str | None = "test") -> list[GoldGroup]:
@@ -145,7 +151,9 @@ def load_gold(source: Source, *, split: str | None = "test") -> list[GoldGroup]:
         splits = ", ".join(sorted({str(row["split"]) for _, row in rows}))
         action = "Ask for a split that is there, or for all of them."
         raise DataError.at(stem(source), f'"split" is only ever {splits}', f'"{split}" in some row', action)
-    return [_gold_group(row, where) for where, row in kept]
+    found = [_gold_group(row, where) for where, row in kept]
+    bare = without_prompts([(each.where, each.prompt, each.completions) for each in found])
+    return [replace(each, completions=list(texts)) for each, texts in zip(found, bare, strict=True)]
 
 
 def prompt_key(text: Text | None, fallback: str = "") -> str:
@@ -189,11 +197,14 @@ def _pair(row: dict[str, Any], where: str, fallback: str) -> Pair:
     prompt: Text | None = None
     if row.get("prompt") is not None:
         fields = [("chosen", chosen), ("rejected", rejected)]
-        prompt, (chosen, rejected) = in_one_form(text_of(row["prompt"], where, "prompt"), fields, where)
+        found = in_one_form(text_of(row["prompt"], where, "prompt"), fields, where)
+        prompt, (chosen, rejected) = with_columns(row, *found, where)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        prompt, chosen, rejected = _split_conversations(chosen, rejected, where)
+        shared, *answers = _split_conversations(chosen, rejected, where)
+        prompt, (chosen, rejected) = with_columns(row, shared, answers, where)
     else:
         _check_whole_texts(row, chosen, rejected, where)
+        refuse_columns(row, where)
     for field, text in (("chosen", chosen), ("rejected", rejected)):
         if is_blank(text):
             raise DataError.at(where, f'"{field}" is empty', "some text", "Remove the row, or fill it in.")
@@ -215,7 +226,8 @@ def _candidates(row: dict[str, Any], where: str) -> Candidates:
         got = '"completion" and "completions" are both given' if given else f'"{present[0]}" is null'
         raise DataError.at(where, got, known, "Keep the one to be scored.")
     values = [row["completion"]] if given == ["completion"] else row["completions"]
-    prompt, completions = prompt_and_completions(row["prompt"], values, where, given[0])
+    found = prompt_and_completions(row["prompt"], values, where, given[0])
+    prompt, completions = with_columns(row, *found, where)
     return Candidates(prompt, completions, row, where)
 
 
@@ -236,7 +248,7 @@ def _gold_group(row: dict[str, Any], where: str) -> GoldGroup:
     if not isinstance(scores, list) or len(scores) != len(items):
         got = f'"gold" is {f"a list of {len(scores)}" if isinstance(scores, list) else kind(scores)}'
         raise DataError.at(where, got, f"a list of {len(items)}, like completions", "Score every completion once.")
-    prompt, completions = prompt_and_completions(row["prompt"], items, where, field)
+    prompt, completions = with_columns(row, *prompt_and_completions(row["prompt"], items, where, field), where)
     gold = [_number(score, where, f"gold[{number}]") for number, score in enumerate(scores)]
     known_gold = [score for score in gold if score is not None]
     if len(known_gold) < len(gold):

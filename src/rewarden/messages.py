@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from rewarden.files import DataError
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 """One chat turn: {"role": ..., "content": text}, and whatever other fields its chat template may read."""
@@ -19,6 +22,7 @@ Text = str | list[Message]
 MESSAGE_FIELDS = ("reasoning_content", "thinking", "reasoning", "tool_calls", "tool_call_id", "name")
 """Fields of messages that are part of what was said: a chat template reads them, or the row is refused."""
 
+_LONG = 20  # characters of a prompt that nothing begins with by chance
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -247,6 +251,42 @@ def is_blank(text: Text) -> bool:
     if isinstance(text, str):
         return not text.strip()
     return not text[-1]["content"].strip() and not any(name in text[-1] for name in MESSAGE_FIELDS if name != "name")
+
+
+def without_prompts(rows: Sequence[tuple[str, Text | None, Sequence[Text]]]) -> list[Sequence[Text]]:
+    """The completions of every row, without a plain prompt that all of them repeat at their start.
+
+    Several public sets hold it in both places, and a model would read it twice, once as the assistant's. Short prompts may stand
+    at the start of answers by chance: those below 20 characters are taken off only where every row with a plain prompt repeats
+    it. How many rows, is said.
+
+    Args:
+        rows: Place in the data, prompt and completions.
+
+    Raises:
+        DataError: A completion holds nothing but the prompt.
+    """
+    plain = [number for number, (_, prompt, _) in enumerate(rows) if isinstance(prompt, str)]
+    repeats = [number for number in plain if _repeats(*rows[number][1:])]
+    is_habit = len(repeats) == len(plain) > 1
+    found = [texts for _, _, texts in rows]
+    taken = [number for number in repeats if is_habit or len(str(rows[number][1]).strip()) >= _LONG]
+    for number in taken:
+        where, prompt, texts = rows[number]
+        found[number] = [str(text)[len(str(prompt)) :] for text in texts]
+        if not all(str(text).strip() for text in found[number]):
+            action = "Remove the row, or fill the completion in."
+            raise DataError.at(where, "a completion holds nothing but the prompt", "an answer behind it", action)
+    if taken:
+        logger.warning(
+            "%s of %s rows repeat their prompt at the start of every completion (first %s); it is read once, as the prompt",
+            f"{len(taken):,}", f"{len(rows):,}", rows[taken[0]][0],
+        )  # fmt: skip
+    return found
+
+
+def _repeats(prompt: Text | None, texts: Sequence[Text]) -> bool:
+    return isinstance(prompt, str) and all(isinstance(text, str) and text.startswith(prompt) for text in texts)
 
 
 def as_turns(text: Text, role: str) -> list[Message]:

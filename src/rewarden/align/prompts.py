@@ -15,6 +15,7 @@ from rewarden.files import DataError, Source, read_rows
 from rewarden.hf.chat_template import TemplateRefusal
 from rewarden.hf.tokens import cut_left, encode_texts, render
 from rewarden.messages import Text, Turns, prompt_and_completions
+from rewarden.prompt_columns import with_columns
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def prompt_of(row: Mapping[str, Any], where: str) -> Text:
         if {"chosen", "rejected"} <= row.keys():
             hint = "Move what both conversations begin with into a column of that name."
         raise DataError.at(where, f'no column "prompt" among {list(map(str, row))}', '"prompt"', hint)
-    return prompt_and_completions(row["prompt"], ["an answer"], where, "completion")[0]
+    found = prompt_and_completions(row["prompt"], ["an answer"], where, "completion")
+    return with_columns(row, *found, where)[0]
 
 
 def _beside(text: Text) -> list[Any]:
