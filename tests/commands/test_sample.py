@@ -220,3 +220,16 @@ def test_the_embedded_model_answers(capsys) -> None:
     row = json.loads(capsys.readouterr().out)
     assert row["completions"][0].strip()
     assert "<" not in row["completions"][0]
+
+
+def test_columns_that_parquet_cannot_hold_are_known_before_sampling(tiny: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [ROWS[0] | {"odd": 1}, ROWS[2] | {"odd": "two"}])
+    output = tmp_path / "o.parquet"
+    summary = sample(options(f"--model {tiny} --prompts {source} --output {output} --max-new-tokens 2"))
+    assert "row 2" in summary["columns_as_text"]["odd"]
+    assert parquet.read_table(output).column("odd").to_pylist() == ["1", '"two"']
+    mixed = write(tmp_path / "mixed.jsonl", ROWS[:2])
+    with pytest.raises(ValueError, match=r'mixed.jsonl, row 2: "prompt" does not fit'):
+        sample(options(f"--model {tmp_path / 'none'} --prompts {mixed} --output {output}"))
+    with pytest.raises(ValueError, match="this is the input"):
+        sample(options(f"--model {tiny} --prompts {source} --output {source}"))
