@@ -204,3 +204,11 @@ def test_members_of_an_ensemble(folders) -> None:
     for number in range(2):
         assert sum(score.members[number] for score in scores) == pytest.approx(0, abs=1e-6)
     assert ensemble.record["members"][0]["aggregation"] == "mean"
+
+
+def test_a_scorer_is_shown_in_a_line():
+    shown = "CausalModel('rewarden-tiny', backbone=llama, device=cpu, layout=tree)"
+    assert (
+        repr(EndogenousScorer.load("rewarden-tiny"))
+        == f"EndogenousScorer({shown}, aggregation=discounted, max_length=2048)"
+    )

@@ -164,3 +164,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_a_language_model_is_refused(backbones):
     with pytest.raises(ValueError, match="holds a llama model, not a reward model"):
         Scorer.load(backbones["llama"])
+
+
+def test_a_scorer_is_shown_in_a_line(build, tokenizer):
+    scorer = Scorer(build("llama", layout="tree"), tokenizer, Limits(max_length=99))
+    assert repr(scorer) == "Scorer(BradleyTerry(), backbone=llama, device=cpu, layout=tree, max_length=99)"

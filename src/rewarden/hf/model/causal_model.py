@@ -62,6 +62,11 @@ class CausalModel:
         model.requires_grad_(False)
         return cls(name, body, head, choose_layout(body, layout))
 
+    def __repr__(self) -> str:
+        """Name, backbone, device and layout in a line."""
+        kind = self.body.config.model_type
+        return f"CausalModel({self.name!r}, backbone={kind}, device={self.body.device}, layout={self.layout})"
+
     @property
     def context(self) -> Context:
         """Tokens that the model was made for, prompt and completion together, and the ids it knows."""

@@ -72,6 +72,10 @@ class EndogenousScorer:
                 f"got gamma {self.gamma} and alpha {self.alpha}; gamma is a discount from 0 to 1, and alpha a positive number"
             )
 
+    def __repr__(self) -> str:
+        """Model and aggregation in a line."""
+        return f"EndogenousScorer({self.model!r}, aggregation={self.aggregation}, max_length={self.limits.max_length})"
+
     @property
     def record(self) -> dict[str, Any]:
         """What gives the rewards, ready for JSON."""

@@ -89,6 +89,10 @@ class LocalChat:
         usual = 4096 if model.body.device.type == "cpu" else 16384
         return cls(model, tokenizer, min(max_length or 4096, model.context.length), batch_tokens or usual)
 
+    def __repr__(self) -> str:
+        """Model and length limit in a line."""
+        return f"LocalChat({self.model!r}, max_length={self.max_length})"
+
     @property
     def record(self) -> dict[str, Any]:
         """Model and length limit, ready for JSON."""

@@ -73,6 +73,14 @@ class Scorer:
     shaping: Shaping = nominal
     batch_tokens: int = 4096
 
+    def __repr__(self) -> str:
+        """Method, backbone, device and layout in a line."""
+        model = self.model
+        return (
+            f"Scorer({model.method!r}, backbone={model.backbone.config.model_type}, device={model.device}, "
+            f"layout={model.layout}, max_length={self.limits.max_length})"
+        )
+
     @property
     def context(self) -> Context:
         """What the backbone can read."""
