@@ -270,3 +270,20 @@ def test_a_file_that_cannot_be_run_is_explained(file, text, message):
     with pytest.raises(ValueError, match=rf"mine.py failed while it was run to find f in it \({message}") as caught:
         load_function(f"{path}:f")
     assert caught.value.__cause__ is not None
+
+
+def test_what_a_function_does_to_its_columns_is_not_seen_again() -> None:
+    """Else a resumed run, which reads its rows anew, would be paid otherwise."""
+
+    def spoils(prompts, completions, answer, **_):
+        found = [float(len(each["words"])) for each in answer]
+        for each in answer:
+            each["words"].append("more")
+        answer.clear()
+        prompts.clear()
+        completions.clear()
+        return found
+
+    rows = Rows(["p", "p"], ["a", "b"], {"answer": [{"words": ["x"]}, {"words": []}]})
+    assert [call(spoils, "spoils", rows, batch=n, timeout=None) for n in (1, 2)] == [[1.0, 0.0], [1.0, 0.0]]
+    assert rows == Rows(["p", "p"], ["a", "b"], {"answer": [{"words": ["x"]}, {"words": []}]})

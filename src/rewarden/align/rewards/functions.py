@@ -7,6 +7,7 @@ entry per completion in every list, returning one number per completion.
 from __future__ import annotations
 
 import asyncio
+import copy
 import difflib
 import importlib.util
 import inspect
@@ -135,8 +136,8 @@ def call(function: RewardFunction, name: str, rows: Rows, *, batch: int, timeout
     Raises:
         RewardError: When the function fails, takes too long, or returns anything else than a finite number per row.
     """
-    # Lists of its own: a function that empties what it was given must not change how many rewards are expected.
-    arguments = {"prompts": list(rows.prompts), "completions": list(rows.completions)} | rows.columns
+    # Copies of its own: what a function does to its columns must not be seen by the next step, nor be missing in a resumed run.
+    arguments = copy.deepcopy({"prompts": list(rows.prompts), "completions": list(rows.completions)} | rows.columns)
     where = f"reward function {name}, batch {batch} of {len(rows.completions)} completions"
     taken = _taken(function, arguments, where)
     returned = _in_thread(function, taken, where, timeout)
