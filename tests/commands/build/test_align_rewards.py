@@ -14,7 +14,9 @@ from rewarden.align.prompts import Prompt
 from rewarden.align.reference_responses import Responses
 from rewarden.align.rewards.detector import DetectedSource
 from rewarden.align.rewards.sources import FunctionSource, ModelSource, Scores
-from rewarden.commands.build import align_rewards
+from rewarden.commands.build import align_rewards, align_run
+from rewarden.commands.options.align import Align
+from rewarden.commands.options.align_checks import check
 from rewarden.core import RewardOutput
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry
@@ -32,8 +34,12 @@ def models(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: reward_model(policy, folder / name, method) for name, method in kinds.items()}
 
 
+def scorers_of(args: Align, function: object = None) -> align_rewards.Scorers:
+    return align_run.load_scorers(args, check(args, given_reward=function is not None), function, None)
+
+
 def loaded(**changes: object) -> object:
-    return align_rewards.scorers(options("p", Path("o"), **changes), None, None)
+    return scorers_of(options("p", Path("o"), **changes))
 
 
 def test_everything_that_is_asked(models: dict[str, str]) -> None:
@@ -44,7 +50,7 @@ def test_everything_that_is_asked(models: dict[str, str]) -> None:
     assert found.source.detector.record["method"] == "InfoBottleneck"
     assert found.gold.record["method"] == "BayesianEnsemble"
     assert found.endogenous is None
-    given = align_rewards.scorers(options("p", Path("o"), reward_timeout=3.0), ascii_share, None)
+    given = scorers_of(options("p", Path("o"), reward_timeout=3.0), ascii_share)
     assert given.reward_model is None
     assert given.source == FunctionSource(ascii_share, "ascii_share", 3.0)
 
@@ -56,7 +62,7 @@ def test_a_shaping_needs_members_before_anything_is_sampled(kind: str, shaping: 
     function = ascii_share if kind == "function" else None
     args = options("p", Path("o"), reward=models["plain"], **wish)
     with pytest.raises(ValueError, match=f"--shaping {shaping} and --reward .* needs a method with members"):
-        align_rewards.scorers(args, function, None)
+        scorers_of(args, function)
     loaded(reward=models["brme"], **wish)
     loaded(reward=f"{models['plain']}+{models['inform']}", **wish)
 
@@ -79,32 +85,34 @@ def test_latents_are_needed(changes: dict, message: str, models: dict[str, str])
         loaded(reward=models["inform"], **changes)
 
 
-@pytest.mark.parametrize(("changes", "name"), [({"r2m": True}, "feedback"), ({"retrain_every": 2}, "retraining")])
-def test_what_learns_beside_the_policy_needs_one_model(changes: dict, name: str, models: dict[str, str]) -> None:
+def learning(args: Align, policy: Policy | None = None) -> dict:  # noqa: F811
+    choices = check(args)
+    return align_run._learning(args, choices, align_run.load_scorers(args, choices, None, None), policy)
+
+
+@pytest.mark.parametrize("changes", [{"r2m": True}, {"retrain_every": 2}], ids=str)
+def test_what_learns_beside_the_policy_needs_one_model(changes: dict, models: dict[str, str]) -> None:
     several = f"{models['plain']}+{models['inform']}"
-    args = options("p", Path("o"), reward=several, **changes)
-    more = (None,) if name == "feedback" else ()
     with pytest.raises(ValueError, match=r"one reward model.*is not one; give a folder"):
-        getattr(align_rewards, name)(args, loaded(reward=several).reward_model, *more)
-    assert getattr(align_rewards, name)(options("p", Path("o")), loaded(reward=several).reward_model, *more) is None
+        learning(options("p", Path("o"), reward=several, **changes))
+    assert learning(options("p", Path("o"), reward=several)) == {"feedback": None, "retraining": None}
 
 
 def test_the_rate_of_r2m_follows_the_width(policy: Path, models: dict[str, str]) -> None:  # noqa: F811
-    policy_model, reward_model = Policy.load(str(policy)), loaded(reward=models["plain"]).reward_model
-    width = reward_model.model.backbone.config.hidden_size
     wish = {"reward": models["plain"], "r2m": True, "r2m_width": 4}
-    found = align_rewards.feedback(options(policy, Path("o"), **wish), reward_model, policy_model)
+    model = Policy.load(str(policy))
+    found = learning(options(policy, Path("o"), **wish), model)["feedback"]
+    width = found.modules["attention"].query.in_features
     assert found.settings.learning_rate == pytest.approx(1e-6 * 4096 / width)
-    assert found.settings.width == 4
-    given = align_rewards.feedback(options(policy, Path("o"), **wish, r2m_lr=0.5), reward_model, policy_model)
-    assert given.settings.learning_rate == 0.5
+    assert (found.settings.width, found.total_steps, found.seed) == (4, 3, 0)
+    assert learning(options(policy, Path("o"), **wish, r2m_lr=0.5), model)["feedback"].settings.learning_rate == 0.5
 
 
 def test_retraining_takes_its_settings(models: dict[str, str]) -> None:
-    found = loaded(reward=models["plain"]).reward_model
-    made = align_rewards.retraining(options("p", Path("o"), retrain_every=3, retrain_lr=0.5, seed=4), found)
+    wish = {"reward": models["plain"], "retrain_every": 3}
+    made = learning(options("p", Path("o"), **wish, retrain_lr=0.5, seed=4))["retraining"]
     assert (made.every, made.learning_rate, made.seed) == (3, 0.5, 4)
-    assert align_rewards.retraining(options("p", Path("o"), retrain_every=3), found).learning_rate == 1e-6
+    assert learning(options("p", Path("o"), **wish))["retraining"].learning_rate == 1e-6
 
 
 PROMPTS = [Prompt("a", 1, "kind", {}), Prompt("b", 2, "stern", {}), Prompt("c", 3, "kind", {})]
@@ -137,7 +145,7 @@ def in_nats(_prompts: list, texts: list) -> list:
 def rewarded(found: Responses, **changes: object):
     args = options("p", Path("o"), **changes)
     scorers = align_rewards.Scorers(Fixed(), None, in_nats if "endogenous" in changes else None, None)
-    pipeline = align_rewards.pipeline(args, scorers, found, PROMPTS, Accelerator(cpu=True))
+    pipeline = align_run.reward_pipeline(args, check(args), scorers, found, PROMPTS, Accelerator(cpu=True))
     return pipeline(PROMPTS[:2], [["14.5"], ["20"]], torch.tensor([5, 7]), torch.tensor([True, False]))
 
 
@@ -221,7 +229,7 @@ def test_a_monitor_that_costs_a_pass_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert list(align_rewards.monitors(uncertain, stop_on=None).states) == ["csi", "bell"]
     args = options("p", Path("o"), reward="r.py:f", stop_on="bell")
     with pytest.raises(ValueError, match=r"--stop-on bell needs uncertainties, and r.py:f has none; take a Bayesian"):
-        align_rewards.scorers(args, ascii_share, None)
+        scorers_of(args, ascii_share)
 
 
 def test_retraining_leaves_what_is_compared_alone(models: dict[str, str]) -> None:

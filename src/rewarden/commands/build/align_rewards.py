@@ -1,29 +1,30 @@
-"""From the options of `rewarden align` to what completions are worth: sources, reward pipeline, monitors, R2M."""
+"""What completions of a run are worth: sources, reference responses, components that need them, monitors, R2M."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rewarden.commands.output.provenance import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from rewarden.align.policy import Policy, SamplingCopy
+    from rewarden.align.policy import Policy
     from rewarden.align.prompts import Prompt
     from rewarden.align.r2m.feedback import FeedbackReward
-    from rewarden.align.r2m.retraining_steps import RetrainingSteps
     from rewarden.align.reference_responses import Responses
     from rewarden.align.rewards.components import Component
-    from rewarden.align.rewards.pipeline import RewardPipeline
     from rewarden.align.rewards.sources import RewardSource
-    from rewarden.align.rollouts import RolloutSampler
-    from rewarden.commands.options.align import Align
+    from rewarden.align.rollouts import Rollouts
     from rewarden.core import RewardOutput
+    from rewarden.hf.model.reward_model import Layout, RewardModel
     from rewarden.hf.scoring.endogenous import EndogenousScorer
     from rewarden.hf.scoring.scorer import Scorer
+    from rewarden.methods.policy_feedback import PolicyFeedback
+    from rewarden.monitors.monitor import Signal
     from rewarden.monitors.monitor_set import MonitorSet
 
 R2M_RATE = 4096e-6
@@ -32,7 +33,7 @@ larger steps, as everywhere here; that rule is reasoned, not measured for R2M.""
 MIN_RESPONSES = 1024
 """Reference responses where something is compared with them: half of them are held out, and monitors need 500 of those."""
 
-REMEDIES = {
+REMEDIES: dict[Signal, tuple[str, str]] = {
     "latent": (
         "latents",
         "take a reward model trained with info-bottleneck (or anything around it), or give one as --detector",
@@ -53,98 +54,105 @@ class Scorers(NamedTuple):
     gold: RewardSource | None
 
 
-def scorers(args: Align, reward: Any, gold: Any) -> Scorers:
-    """Load rewards, detector, endogenous reward and gold, and refuse what they cannot do."""
-    from rewarden.align.rewards.detector import DetectedSource
-    from rewarden.align.rewards.sources import FunctionSource, ModelSource, load_source
-    from rewarden.hf.scoring.endogenous import EndogenousScorer
+class SourceLoader(NamedTuple):
+    """How what is asked about completions is loaded."""
 
-    def source(given: Any, spec: str) -> RewardSource:
+    layout: Layout
+    batch_tokens: int | None
+    timeout: float | None
+    """Seconds that a Python function may take."""
+
+    def source(self, spec: str, given: Callable[..., Any] | None = None) -> RewardSource:
+        """What the specification names, or the function that is given in its place."""
+        from rewarden.align.rewards.sources import FunctionSource, load_source
+
         if given is not None:
-            return FunctionSource(given, getattr(given, "__name__", "the function given"), args.reward_timeout)
-        return load_source(spec, layout=args.layout, batch_tokens=args.batch_tokens, timeout=args.reward_timeout)
+            return FunctionSource(given, getattr(given, "__name__", "the function given"), self.timeout)
+        return load_source(spec, layout=self.layout, batch_tokens=self.batch_tokens, timeout=self.timeout)
 
-    main = own = source(reward, args.reward)
-    output = _try_out(args, own)
-    if args.detector is not None:
-        detector = load_source(args.detector, batch_tokens=args.batch_tokens)
+    def detected(self, source: RewardSource, detector: str) -> RewardSource:
+        """The source with the latents of the detector, a folder."""
+        from rewarden.align.rewards.detector import DetectedSource
+        from rewarden.align.rewards.sources import load_source
+
         try:
-            main = DetectedSource(own, detector)
+            return DetectedSource(source, load_source(detector, batch_tokens=self.batch_tokens))
         except ValueError as error:
-            raise ValueError(f"--detector {args.detector}: {error}") from error
-    _check_needs(args, output, has_latents=main.has_latents)
-    if args.retrain_every is not None and main.has_latents and args.detector is None:
-        raise ValueError(
-            f"--retrain-every moves the latents of {args.reward}, and monitors and --ibl-weight compare them with those from the "
-            f"start; give a model that stays as it is as --detector: {args.reward} itself will do, it is loaded a second time"
-        )
-    endogenous = None
-    if args.endogenous is not None:
-        endogenous = EndogenousScorer.load(args.endogenous, layout=args.layout, batch_tokens=args.batch_tokens)
-    is_gold = gold is not None or args.gold is not None
-    return Scorers(
-        main, own.scorer if isinstance(own, ModelSource) else None, endogenous,
-        source(gold, args.gold or "") if is_gold else None,
-    )  # fmt: skip
+            raise ValueError(f"--detector {detector}: {error}") from error
+
+    def endogenous(self, name: str) -> EndogenousScorer:
+        """The language model whose endogenous reward is added."""
+        from rewarden.hf.scoring.endogenous import EndogenousScorer
+
+        return EndogenousScorer.load(name, layout=self.layout, batch_tokens=self.batch_tokens)
 
 
-def _try_out(args: Align, source: RewardSource) -> RewardOutput:
-    """What the reward gives, seen on one completion; refuses a shaping that it has not got the members for."""
+def tried_out(source: RewardSource) -> RewardOutput:
+    """What a source gives, seen on one completion; a function gives rewards and nothing else."""
     import torch
 
     from rewarden.align.rewards.sources import FunctionSource
     from rewarden.core import RewardOutput
 
     if isinstance(source, FunctionSource):
-        output = RewardOutput(torch.zeros(1))
-    else:
-        output = source(["Hello"], [["Hello!"]], [{}]).output
-    try:
-        args.chosen_shaping()(output)
-    except ValueError as error:
-        raise ValueError(f"--shaping {args.shaping} and --reward {args.reward}: {error}") from error
-    return output
+        return RewardOutput(torch.zeros(1))
+    return source(["Hello"], [["Hello!"]], [{}]).output
 
 
-def _check_needs(args: Align, output: RewardOutput, *, has_latents: bool) -> None:
-    """Refuse what asks for more than the reward gives, before anything is sampled."""
-    from rewarden.monitors import MONITORS
+def check_needs(asked: Mapping[str, frozenset[Signal]], there: Mapping[Signal, bool], reward: str) -> None:
+    """Refuse what asks for more than the reward gives, before anything is sampled.
 
-    asked = {"--ibl-weight": frozenset({"latent"})} if args.ibl_weight else {}
-    if args.stop_on is not None:
-        asked[f"--stop-on {args.stop_on}"] = MONITORS[args.stop_on].needs
-    there = {"latent": has_latents, "uncertainty": output.uncertainty is not None}
+    Args:
+        asked: By option, what it needs.
+        there: By what may be needed, whether the reward gives it.
+        reward: Its name.
+
+    Raises:
+        ValueError: Naming the option, and what to do.
+    """
     for option, needs in asked.items():
         for signal, (what, remedy) in REMEDIES.items():
             if signal in needs and not there[signal]:
-                raise ValueError(f"{option} needs {what}, and {args.reward} has none; {remedy}")
+                raise ValueError(f"{option} needs {what}, and {reward} has none; {remedy}")
+
+
+def one_model(scorers: Scorers, option: str, does: str, reward: str) -> Scorer:
+    """The single trained model that the rewards come from.
+
+    Raises:
+        ValueError: When they come from anything else.
+    """
+    if scorers.reward_model is None:
+        raise ValueError(f"{option} {does} one reward model, and {reward} is not one; give a folder")
+    return scorers.reward_model
 
 
 def responses(
-    args: Align,
-    accelerator: Accelerator,
-    scorers: Scorers,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-    sampler: RolloutSampler,
-    sampling: SamplingCopy,
+    folder: Path, accelerator: Accelerator, scorers: Scorers, places: Sequence[int], draw: Callable[[], Rollouts]
 ) -> Responses:
-    """The starting policy's responses: those stored by the run, or sampled now by the first process."""
+    """The starting policy's responses: those stored by the run, or drawn now by the first process.
+
+    Args:
+        folder: Of the run.
+        accelerator: Joins the processes.
+        scorers: What is asked about the responses.
+        places: Numbers of the prompts that are answered.
+        draw: Samples one response for each of them.
+
+    Raises:
+        ValueError: When no usable reward comes back.
+    """
     from rewarden.align import reference_responses
     from rewarden.align.agreement import on_main
     from rewarden.align.rewards.functions import RewardError
 
-    is_compared = scorers.endogenous is not None or scorers.source.has_latents
-    count = args.reference_responses or (MIN_RESPONSES if is_compared else 64)
-
     def sample() -> None:
-        if reference_responses.load(args.output) is not None:
+        if reference_responses.load(folder) is not None:
             return
-        say(f"sampling {count:,} responses of the starting policy, to compare with")
-        places = reference_responses.prompts_for(len(prompts), args.steps, args.prompts_per_step, count, args.seed)
-        rollouts = reference_responses.sample(prompts, ids, places, sampler, sampling.model())
+        say(f"sampling {len(places):,} responses of the starting policy, to compare with")
+        rollouts = draw()
         found = reference_responses.score(rollouts, places, scorers.source, scorers.endogenous)
-        reference_responses.store(args.output, rollouts, found)
+        reference_responses.store(folder, rollouts, found)
 
     try:
         on_main(accelerator, sample)
@@ -152,70 +160,67 @@ def responses(
         raise ValueError(
             f"responses of the starting policy: {error}. Nothing was trained yet; mend the reward and begin again with --resume"
         ) from error
-    found = reference_responses.load(args.output)
+    found = reference_responses.load(folder)
     assert found is not None
     return found
 
 
-def pipeline(
-    args: Align, scorers: Scorers, responses: Responses, prompts: Sequence[Prompt], accelerator: Accelerator
-) -> RewardPipeline:
-    """What the policy is rewarded with: the shaped reward, and what else was asked for.
+def endogenous_prior(scorers: Scorers, responses: Responses, weight: float) -> Component:
+    """The endogenous reward, in its standard deviations over the responses."""
+    from rewarden.align.rewards import components
+
+    found = responses.endogenous
+    assert scorers.endogenous is not None and found is not None
+    return components.endogenous_prior(scorers.endogenous, weight, mean=float(found.mean()), std=float(found.std()))
+
+
+class LatentPricing(NamedTuple):
+    """What a distance in the latents costs, and how it is measured."""
+
+    weight: float
+    covariance: Literal["empirical", "ledoit-wolf"]
+    by_class: bool
+    """Within classes of prompts."""
+
+
+def latent_penalty(pricing: LatentPricing, responses: Responses, prompts: Sequence[Prompt]) -> list[Component]:
+    """IBL, where there are latents; without a weight the distance is only measured, and left out where that cannot be.
 
     Args:
-        args: The options.
-        scorers: What is asked about completions.
+        pricing: What it costs.
         responses: Of the starting policy.
         prompts: All that will be rewarded: those of the training first, as `responses` numbers them, then the held-out ones.
-        accelerator: Joins the processes whose rewards are whitened together.
+
+    Raises:
+        ValueError: When a class of prompts has too few responses.
     """
-    from rewarden.align.gather import Gather
-    from rewarden.align.rewards import components
-    from rewarden.align.rewards.pipeline import RewardPipeline
-
-    parts = [components.shaped(args.chosen_shaping())]
-    if responses.latent is not None:
-        parts += _latent_penalty(args, responses, prompts)
-    if scorers.endogenous is not None and args.endogenous_weight is not None:
-        found = responses.endogenous
-        assert found is not None
-        mean, std = float(found.mean()), float(found.std())
-        parts.append(components.endogenous_prior(scorers.endogenous, args.endogenous_weight, mean=mean, std=std))
-    if args.length_penalty:
-        parts.append(components.length_penalty(args.length_penalty, target=args.length_target or 0))
-    if args.truncation_penalty is not None:
-        parts.append(components.truncation_penalty(args.truncation_penalty))
-    return RewardPipeline(scorers.source, parts, clip=args.reward_clip, whiten=args.whiten, gather=Gather(accelerator))
-
-
-def _latent_penalty(args: Align, responses: Responses, prompts: Sequence[Prompt]) -> list[Component]:
-    """IBL; without a weight the distance from all responses is only measured, and left out where that cannot be."""
     from rewarden.align.reference_responses import classes_of
     from rewarden.align.rewards import components
     from rewarden.monitors.mahalanobis import fit_reference
 
-    assert responses.latent is not None
+    if responses.latent is None:
+        return []
     latent = responses.latent.double()
-    if not args.ibl_weight:
+    if not pricing.weight:
         try:
             return [components.latent_penalty(fit_reference(latent, covariance="ledoit-wolf"), 0.0)]
         except ValueError as error:
             say(f"distances in the latents are left out: {error}")
             return []
-    if args.class_column is None:
-        return [components.latent_penalty(fit_reference(latent, covariance=args.ibl_covariance), args.ibl_weight)]
+    if not pricing.by_class:
+        return [components.latent_penalty(fit_reference(latent, covariance=pricing.covariance), pricing.weight)]
     classes = classes_of(responses, prompts)
     fits = {}
     for name in dict.fromkeys(prompt.prompt_class for prompt in prompts):
         rows = latent[[each == name for each in classes]]
         try:
-            fits[str(name)] = fit_reference(rows, covariance=args.ibl_covariance)
+            fits[str(name)] = fit_reference(rows, covariance=pricing.covariance)
         except ValueError as error:
             raise ValueError(
                 f"prompt class {name!r} has {len(rows)} of the {len(latent)} reference responses: {error}; or raise "
                 "--reference-responses, or leave --class-column out"
             ) from error
-    return [components.latent_penalty(fits, args.ibl_weight)]
+    return [components.latent_penalty(fits, pricing.weight)]
 
 
 def monitors(responses: Responses, *, stop_on: str | None) -> MonitorSet:
@@ -243,34 +248,16 @@ def monitors(responses: Responses, *, stop_on: str | None) -> MonitorSet:
     return started
 
 
-def feedback(args: Align, reward_model: Scorer | None, policy: Policy) -> FeedbackReward | None:
-    """R2M on top of the reward model; None without it."""
+def feedback(
+    settings: PolicyFeedback, model: RewardModel, policy: Policy, *, steps: int, seed: int, scale_rate: bool
+) -> FeedbackReward:
+    """R2M on top of the reward model, whose default learning rate follows its width where that is asked for."""
     from rewarden.align.r2m.feedback import FeedbackReward
 
-    settings = args.chosen_feedback()
-    if settings is None:
-        return None
-    if reward_model is None:
-        raise ValueError(
-            f"--r2m reads the hidden states of one reward model, and {args.reward} is not one; give a folder"
-        )
-    model = reward_model.model
     width = model.backbone.config.hidden_size
-    if args.r2m_lr is None:
+    if scale_rate:
         settings = replace(settings, learning_rate=R2M_RATE / width)
     return FeedbackReward(
         settings, model.head, hidden_size=width,
-        policy_hidden_size=policy.backbone.config.hidden_size, total_steps=args.steps, seed=args.seed, device=policy.device,
+        policy_hidden_size=policy.backbone.config.hidden_size, total_steps=steps, seed=seed, device=policy.device,
     )  # fmt: skip
-
-
-def retraining(args: Align, reward_model: Scorer | None) -> RetrainingSteps | None:
-    """Retraining of the whole reward model; None without it."""
-    from rewarden.align.r2m.retraining_steps import RetrainingSteps
-
-    if args.retrain_every is None:
-        return None
-    if reward_model is None:
-        raise ValueError(f"--retrain-every trains one reward model, and {args.reward} is not one; give a folder")
-    rate = 1e-6 if args.retrain_lr is None else args.retrain_lr
-    return RetrainingSteps(reward_model, every=args.retrain_every, learning_rate=rate, seed=args.seed)

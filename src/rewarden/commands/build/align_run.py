@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewarden.commands.build import align_folder, align_rewards
-from rewarden.commands.build.align_checks import check
+from rewarden.commands.build import align_folder, align_policy, align_rewards
+from rewarden.commands.options.align_checks import Choices, check, check_processes
 from rewarden.commands.output.provenance import say
+from rewarden.monitors import MONITORS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from rewarden.align.loop import Run
     from rewarden.align.policy import Policy
     from rewarden.align.prompts import Prompt
+    from rewarden.align.reference_responses import Responses
+    from rewarden.align.rewards.pipeline import RewardPipeline
     from rewarden.align.step import PolicyStep
-    from rewarden.align.update import Learner
     from rewarden.commands.build.align_outputs import Finish
+    from rewarden.commands.build.align_rewards import Scorers
     from rewarden.commands.options.align import Align
+    from rewarden.monitors.monitor import Signal
 
 
 def build(
@@ -31,32 +34,47 @@ def build(
     Raises:
         ValueError: As `rewarden.commands.align.align`.
     """
+    from rewarden.align import reference_responses
     from rewarden.align.guards import LeaveOutTruncated
     from rewarden.align.held_out import HeldOut
     from rewarden.align.policy import ReferencePolicy, SamplingCopy
     from rewarden.align.step import PolicyStep, StepPlan
     from rewarden.commands.build.align_outputs import Finish
 
-    check(args, given_reward=reward is not None, given_gold=gold is not None)
-    accelerator = _accelerator(args)
+    choices = check(args, given_reward=reward is not None, given_gold=gold is not None)
+    accelerator = align_policy.accelerator(args.report_to, args.output)
+    check_processes(args, accelerator.num_processes)
     settings = align_folder.settings_of(args, reward, gold)
     align_folder.look(args, settings)
-    texts, held_out = _prompts(args, prompts)
-    settings[align_folder.PROMPTS] = align_folder.fingerprint([*texts, *held_out])
-    policy, tokenizer = _policy(args)
-    ids, held_out_ids = (
-        _encoded(args, policy, tokenizer, each, name)
-        for each, name in ((texts, "prompts"), (held_out, "held-out prompts"))
+    texts, held_out = align_policy.prompts(
+        args.prompts if prompts is None else prompts,
+        class_column=args.class_column,
+        held_out=args.held_out,
+        seed=args.seed,
     )
-    dtype = _dtype(args)
+    settings[align_folder.PROMPTS] = align_folder.fingerprint([*texts, *held_out])
+    policy, tokenizer = align_policy.policy(
+        args.policy,
+        layout=args.layout,
+        has_values=choices.algorithm.has_values,
+        adapters=choices.adapters,
+        seed=args.seed,
+    )
+    room = align_policy.PromptRoom(args.policy, args.max_prompt_length, args.max_new_tokens, args.raw)
+    ids = align_policy.encoded(room, policy, tokenizer, texts, "prompts")
+    held_out_ids = align_policy.encoded(room, policy, tokenizer, held_out, "held-out prompts")
+    dtype = align_policy.dtype(args.precision)
     sampling = SamplingCopy(policy, dtype)
     sampler = _sampler(args, tokenizer)
-    scorers = align_rewards.scorers(args, reward, gold)
-    feedback = align_rewards.feedback(args, scorers.reward_model, policy)
-    retraining = align_rewards.retraining(args, scorers.reward_model)
+    scorers = load_scorers(args, choices, reward, gold)
+    learning = _learning(args, choices, scorers, policy)
     # Only now is the folder touched: a mistyped option costs no earlier run, and leaves nothing behind.
     align_folder.claim(args, settings, accelerator)
-    responses = align_rewards.responses(args, accelerator, scorers, texts, ids, sampler, sampling)
+    places = _places(args, scorers, len(texts))
+    responses = align_rewards.responses(
+        args.output, accelerator, scorers, places,
+        lambda: reference_responses.sample(texts, ids, places, sampler, sampling.model()),
+    )  # fmt: skip
     lr = _learning_rate(args, policy)
     make_step = PolicyStep(
         plan=StepPlan(args.prompts_per_step, args.seed, lr, args.warmup_steps),
@@ -65,14 +83,13 @@ def build(
         sampler=sampler,
         sampling=sampling,
         policy=policy,
-        learner=_learner(accelerator, policy, lr),
+        learner=align_policy.learner(accelerator, policy, lr),
         reference=ReferencePolicy(policy),
-        updater=_updater(args, policy, dtype),
-        pipeline=align_rewards.pipeline(args, scorers, responses, [*texts, *held_out], accelerator),
+        updater=_updater(args, choices, policy, dtype),
+        pipeline=reward_pipeline(args, choices, scorers, responses, [*texts, *held_out], accelerator),
         monitors=align_rewards.monitors(responses, stop_on=args.stop_on),
         guards=[LeaveOutTruncated()] if args.truncated == "mask" else [],
-        feedback=feedback,
-        retraining=retraining,
+        **learning,
     )
     run = _run(args, make_step, HeldOut(held_out, held_out_ids, scorers.gold) if held_out else None)
     align_folder.record(args, settings, run)
@@ -82,14 +99,91 @@ def build(
     return run, Finish(args.output, run, tokenizer)
 
 
-def _learner(accelerator: Accelerator, policy: Policy, lr: float) -> Learner:
-    import torch
+def load_scorers(args: Align, choices: Choices, reward: Any, gold: Any) -> Scorers:
+    """Load rewards, detector, endogenous reward and gold, and refuse what they cannot do.
 
-    from rewarden.align.update import Learner
+    Raises:
+        ValueError: When one cannot be loaded, or an option asks for what the reward has not got.
+    """
+    from rewarden.align.rewards.sources import ModelSource
 
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    wrapped = policy if accelerator.num_processes == 1 else accelerator.prepare(policy)
-    return Learner(accelerator, wrapped, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True))
+    loader = align_rewards.SourceLoader(args.layout, args.batch_tokens, args.reward_timeout)
+    source = own = loader.source(args.reward, reward)
+    output = align_rewards.tried_out(own)
+    try:
+        choices.shaping(output)
+    except ValueError as error:
+        raise ValueError(f"--shaping {args.shaping} and --reward {args.reward}: {error}") from error
+    if args.detector is not None:
+        source = loader.detected(own, args.detector)
+    asked: dict[str, frozenset[Signal]] = {}
+    if args.ibl_weight:
+        asked["--ibl-weight"] = frozenset({"latent"})
+    if args.stop_on is not None:
+        asked[f"--stop-on {args.stop_on}"] = MONITORS[args.stop_on].needs
+    there: dict[Signal, bool] = {"latent": source.has_latents, "uncertainty": output.uncertainty is not None}
+    align_rewards.check_needs(asked, there, args.reward)
+    if args.retrain_every is not None and source.has_latents and args.detector is None:
+        raise ValueError(
+            f"--retrain-every moves the latents of {args.reward}, and monitors and --ibl-weight compare them with those from the "
+            f"start; give a model that stays as it is as --detector: {args.reward} itself will do, it is loaded a second time"
+        )
+    return align_rewards.Scorers(
+        source,
+        own.scorer if isinstance(own, ModelSource) else None,
+        None if args.endogenous is None else loader.endogenous(args.endogenous),
+        loader.source(args.gold or "", gold) if gold is not None or args.gold is not None else None,
+    )
+
+
+def reward_pipeline(
+    args: Align,
+    choices: Choices,
+    scorers: Scorers,
+    responses: Responses,
+    prompts: Sequence[Prompt],
+    accelerator: Accelerator,
+) -> RewardPipeline:
+    """What the policy is rewarded with: the shaped reward, and what else was asked for."""
+    from rewarden.align.gather import Gather
+    from rewarden.align.rewards import components
+    from rewarden.align.rewards.pipeline import RewardPipeline
+
+    pricing = align_rewards.LatentPricing(args.ibl_weight, args.ibl_covariance, args.class_column is not None)
+    parts = [components.shaped(choices.shaping), *align_rewards.latent_penalty(pricing, responses, prompts)]
+    if args.endogenous_weight is not None:
+        parts.append(align_rewards.endogenous_prior(scorers, responses, args.endogenous_weight))
+    if args.length_penalty:
+        parts.append(components.length_penalty(args.length_penalty, target=args.length_target or 0))
+    if args.truncation_penalty is not None:
+        parts.append(components.truncation_penalty(args.truncation_penalty))
+    return RewardPipeline(scorers.source, parts, clip=args.reward_clip, whiten=args.whiten, gather=Gather(accelerator))
+
+
+def _learning(args: Align, choices: Choices, scorers: Scorers, policy: Policy) -> dict[str, Any]:
+    """What learns beside the policy: "feedback" of R2M, "retraining" of the whole reward model."""
+    from rewarden.align.r2m.retraining_steps import RetrainingSteps
+
+    found: dict[str, Any] = {"feedback": None, "retraining": None}
+    if choices.feedback is not None:
+        scorer = align_rewards.one_model(scorers, "--r2m", "reads the hidden states of", args.reward)
+        found["feedback"] = align_rewards.feedback(
+            choices.feedback, scorer.model, policy, steps=args.steps, seed=args.seed, scale_rate=args.r2m_lr is None
+        )
+    if args.retrain_every is not None:
+        scorer = align_rewards.one_model(scorers, "--retrain-every", "trains", args.reward)
+        rate = 1e-6 if args.retrain_lr is None else args.retrain_lr
+        found["retraining"] = RetrainingSteps(scorer, every=args.retrain_every, learning_rate=rate, seed=args.seed)
+    return found
+
+
+def _places(args: Align, scorers: Scorers, prompts: int) -> list[int]:
+    """Numbers of the prompts that the reference responses answer."""
+    from rewarden.align.reference_responses import prompts_for
+
+    is_compared = scorers.endogenous is not None or scorers.source.has_latents
+    count = args.reference_responses or (align_rewards.MIN_RESPONSES if is_compared else 64)
+    return prompts_for(prompts, args.steps, args.prompts_per_step, count, args.seed)
 
 
 def _run(args: Align, make_step: PolicyStep, held_out: HeldOut | None) -> Run:
@@ -113,106 +207,6 @@ def _resume(args: Align, run: Run) -> None:
     say(f"continuing after step {step}" + (", which was the last one" if is_over else ""))
 
 
-def _accelerator(args: Align) -> Accelerator:
-    import torch
-    from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
-
-    from rewarden.hf import distributed
-
-    distributed.start()
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise ValueError(
-            "FSDP was asked for, and policies are trained with DDP or in one process; leave --use_fsdp out"
-        )
-    known = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    for name in args.report_to:
-        if name not in known:
-            raise ValueError(
-                f"--report-to {name}: no such tracker is installed; there are {', '.join(known) or 'none'}; install its package"
-            )
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), log_with=list(args.report_to) or None,
-        project_dir=str(args.output),
-    )  # fmt: skip
-    processes_here = accelerator.num_processes
-    if args.prompts_per_step % processes_here:
-        raise ValueError(
-            f"--prompts-per-step is {args.prompts_per_step} for {processes_here} processes; take a multiple of that"
-        )
-    if args.minibatches > args.prompts_per_step // processes_here:
-        raise ValueError(
-            f"--minibatches is {args.minibatches}, and each of {processes_here} processes has "
-            f"{args.prompts_per_step // processes_here} prompts of a step; every minibatch needs one: take fewer"
-        )
-    return accelerator
-
-
-def _prompts(args: Align, given: Any) -> tuple[list[Prompt], list[Prompt]]:
-    from rewarden.align.prompts import load_prompts, split_held_out
-
-    found = load_prompts(args.prompts if given is None else given, class_column=args.class_column)
-    rest, held_out = split_held_out(found.prompts, args.held_out, args.seed)
-    say(
-        f"prompts: {len(found.prompts) + found.duplicates:,} read, {len(rest):,} to train on"
-        + (f", {len(held_out):,} held out" if held_out else "")
-        + (f", {found.duplicates:,} that repeat others left out" if found.duplicates else "")
-    )
-    return rest, held_out
-
-
-def _policy(args: Align) -> tuple[Policy, Any]:
-    import torch
-
-    from rewarden.align.policy import Policy
-    from rewarden.hf.model.adapters import add_lora
-    from rewarden.hf.model.loading import load_tokenizer
-
-    lora = args.plain_adapters()
-    tokenizer = load_tokenizer(args.policy)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        policy = Policy.load(args.policy, layout=args.layout, has_values=args.chosen_algorithm().has_values)
-    if lora is not None:
-        add_lora(policy, lora, seed=args.seed)
-    return policy.to(policy.device), tokenizer
-
-
-def _encoded(args: Align, policy: Policy, tokenizer: Any, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
-    from rewarden.align.prompts import encode_prompts
-    from rewarden.hf.model.context import Context
-
-    if not prompts:
-        return []
-    context = Context.of(args.policy, policy.backbone)
-    room = args.max_prompt_length
-    if context.positions is not None:
-        room = min(room, context.positions - args.max_new_tokens)
-    if room < 1:
-        raise ValueError(
-            f"--max-new-tokens is {args.max_new_tokens}, and {args.policy} reads {context.positions} tokens at most, which "
-            "leaves no room for a prompt; take fewer"
-        )
-    found = encode_prompts(tokenizer, prompts, max_length=room, raw=args.raw)
-    context.check_ids(tokenizer, found.ids)
-    if found.truncated:
-        why = "" if room == args.max_prompt_length else f", what {args.policy} has room for"
-        say(f"{name}: {found.truncated:,} of {len(prompts):,} cut from the left to {room} tokens{why}")
-    empty = [prompt.row for prompt, ids in zip(prompts, found.ids, strict=True) if not ids]
-    if empty:
-        raise ValueError(f"row {empty[0]}: the prompt has no tokens, so nothing can be continued; leave the row out")
-    return found.ids
-
-
-def _dtype(args: Align) -> Any:
-    import torch
-
-    from rewarden.hf.training import fit
-
-    is_bf16 = args.precision == "bf16" or (args.precision == "auto" and fit.bf16_pays())
-    return torch.bfloat16 if is_bf16 else torch.float32
-
-
 def _learning_rate(args: Align, policy: Policy) -> float:
     if args.lr is not None:
         return args.lr
@@ -229,11 +223,11 @@ def _sampler(args: Align, tokenizer: Any) -> Any:
     return RolloutSampler(tokenizer, sampling, args.group_size, args.seed, args.max_rows)
 
 
-def _updater(args: Align, policy: Policy, dtype: Any) -> Any:
+def _updater(args: Align, choices: Choices, policy: Policy, dtype: Any) -> Any:
     from rewarden.align.update import Updater
 
     return Updater(
-        algorithm=args.chosen_algorithm(), temperature=args.temperature,
+        algorithm=choices.algorithm, temperature=args.temperature,
         longest=args.max_new_tokens, epochs=args.policy_epochs, minibatches=args.minibatches,
         batch_tokens=args.batch_tokens or (4096 if policy.device.type == "cpu" else 16384),
         max_grad_norm=args.max_grad_norm, seed=args.seed, dtype=dtype,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rewarden.monitors import MONITORS
 
 if TYPE_CHECKING:
     from rewarden.commands.options.align import Align
+    from rewarden.hf.model.adapters import Lora
     from rewarden.methods.policy_feedback import PolicyFeedback
     from rewarden.rl.algorithms import Algorithm
+    from rewarden.shaping import Shaping
 
 AT_LEAST_ONE = (
     "steps", "prompts_per_step", "group_size", "max_new_tokens", "max_prompt_length", "max_rows", "policy_epochs",
@@ -33,7 +35,16 @@ SEEDS = 2**63
 """Seeds are below this, as torch has it."""
 
 
-def check(args: Align, *, given_reward: bool = False, given_gold: bool = False) -> None:
+class Choices(NamedTuple):
+    """What options come to, checked; made once for a run."""
+
+    algorithm: Algorithm
+    feedback: PolicyFeedback | None
+    shaping: Shaping
+    adapters: Lora | None
+
+
+def check(args: Align, *, given_reward: bool = False, given_gold: bool = False) -> Choices:
     """Refuse what cannot work.
 
     Args:
@@ -41,24 +52,43 @@ def check(args: Align, *, given_reward: bool = False, given_gold: bool = False) 
         given_reward: Whether a Python function stands in for --reward.
         given_gold: The same for --gold.
 
+    Returns:
+        What the options come to.
+
     Raises:
         ValueError: Naming the option.
     """
     _check_ranges(args)
-    algorithm, feedback = args.chosen_algorithm(), args.chosen_feedback()
-    args.chosen_shaping()
-    args.plain_adapters()
+    choices = Choices(args.chosen_algorithm(), args.chosen_feedback(), args.chosen_shaping(), args.plain_adapters())
     _check_sampling(args)
     has_gold = given_gold or args.gold is not None
     is_function = given_reward or given_gold or any(map(_is_function, (args.reward, args.gold or "")))
     refusals = (
-        _rewards(args, is_function=is_function), _updates(args, algorithm), _feedback(args, feedback),
+        _rewards(args, is_function=is_function), _updates(args, choices.algorithm), _feedback(args, choices.feedback),
         _watching(args, has_gold=has_gold),
     )  # fmt: skip
     for found in refusals:
         for is_wrong, message in found:
             if is_wrong:
                 raise ValueError(message)
+    return choices
+
+
+def check_processes(args: Align, processes: int) -> None:
+    """Refuse shares of a step that do not come out even, or are too small.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if args.prompts_per_step % processes:
+        raise ValueError(
+            f"--prompts-per-step is {args.prompts_per_step} for {processes} processes; take a multiple of that"
+        )
+    if args.minibatches > args.prompts_per_step // processes:
+        raise ValueError(
+            f"--minibatches is {args.minibatches}, and each of {processes} processes has "
+            f"{args.prompts_per_step // processes} prompts of a step; every minibatch needs one: take fewer"
+        )
 
 
 def _is_function(spec: str) -> bool:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from rewarden.cli import main
-from rewarden.commands.build.align_checks import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, FINITE, check
 from rewarden.commands.options.align import Align
+from rewarden.commands.options.align_checks import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    FINITE,
+    check,
+    check_processes,
+)
 from rewarden.commands.options.parse import parse
+from rewarden.methods.policy_feedback import PolicyFeedback
+from rewarden.rl.algorithms import GRPO
+from rewarden.shaping import nominal, worst
 
 
 def parsed(flags: str, reward: str = "models/a") -> Align:
@@ -104,6 +114,26 @@ def test_refused(flags: str, message: str) -> None:
 )
 def test_allowed(flags: str) -> None:
     check(parsed(flags))
+
+
+def test_what_options_come_to_is_made_once() -> None:
+    found = check(parsed("--algorithm grpo --kl-weight 0.5 --shaping worst --r2m --lora --lora-rank 3"))
+    assert (found.algorithm, found.shaping) == (replace(GRPO, kl_weight=0.5), worst)
+    assert found.feedback == PolicyFeedback() and found.adapters.rank == 3
+    assert check(parsed(""))[1:] == (None, nominal, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "message"),
+    [
+        ("", 3, "--prompts-per-step is 8 for 3 processes; take a multiple of that"),
+        ("--minibatches 3", 4, "--minibatches is 3, and each of 4 processes has 2 prompts of a step"),
+    ],
+)
+def test_shares_of_processes_come_out_even(flags: str, processes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_processes(parsed(flags), processes)
+    check_processes(parsed("--minibatches 2"), 4)
 
 
 def test_functions_stand_in_for_options() -> None:
