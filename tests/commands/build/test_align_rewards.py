@@ -72,7 +72,7 @@ def test_a_shaping_needs_members_before_anything_is_sampled(kind: str, shaping: 
     [
         ({"detector": "brme"}, "--detector .*no latents to watch"),
         ({"ibl_weight": 0.1}, "--ibl-weight needs latents, and .*info-bottleneck"),
-        ({"stop_on": "mop"}, "--stop-on mop needs latents, and .*info-bottleneck"),
+        ({"stop_on": "mop", "reference_responses": None}, "--stop-on mop needs latents, and .*info-bottleneck"),
         ({"stop_on": "csi"}, "--stop-on csi needs latents, and .*--detector"),
     ],
 )
