@@ -12,6 +12,7 @@ from rewarden.monitors import MONITORS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
     from rewarden.align.held_out import HeldOut
     from rewarden.align.loop import Run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rewarden.align.prompts import Prompt
     from rewarden.align.reference_responses import Responses
     from rewarden.align.rewards.pipeline import RewardPipeline
+    from rewarden.align.rollouts import Rollouts
     from rewarden.align.step import PolicyStep
     from rewarden.commands.build.align_outputs import Finish
     from rewarden.commands.build.align_rewards import Scorers
@@ -46,20 +48,9 @@ def build(
     check_processes(args, accelerator.num_processes)
     settings = align_folder.settings_of(args, reward, gold)
     align_folder.look(args, settings)
-    texts, held_out = align_policy.prompts(
-        args.prompts if prompts is None else prompts,
-        class_column=args.class_column,
-        held_out=args.held_out,
-        seed=args.seed,
-    )
+    texts, held_out = _prompts(args, prompts)
     settings[align_folder.PROMPTS] = align_folder.fingerprint([*texts, *held_out])
-    policy, tokenizer = align_policy.policy(
-        args.policy,
-        layout=args.layout,
-        has_values=choices.algorithm.has_values,
-        adapters=choices.adapters,
-        seed=args.seed,
-    )
+    policy, tokenizer = _policy(args, choices)
     room = align_policy.PromptRoom(args.policy, args.max_prompt_length, args.max_new_tokens, args.raw)
     ids = align_policy.encoded(room, policy, tokenizer, texts, "prompts")
     held_out_ids = align_policy.encoded(room, policy, tokenizer, held_out, "held-out prompts")
@@ -70,10 +61,9 @@ def build(
     learning = _learning(args, choices, scorers, policy)
     # Only now is the folder touched: a mistyped option costs no earlier run, and leaves nothing behind.
     align_folder.claim(args, settings, accelerator)
-    places = _places(args, scorers, len(texts))
-    responses = align_rewards.responses(
-        args.output, accelerator, scorers, places,
-        lambda: reference_responses.sample(texts, ids, places, sampler, sampling.model()),
+    responses = _responses(
+        args, accelerator, scorers, len(texts),
+        lambda places: reference_responses.sample(texts, ids, places, sampler, sampling.model()),
     )  # fmt: skip
     lr = _learning_rate(args, policy)
     make_step = PolicyStep(
@@ -177,13 +167,28 @@ def _learning(args: Align, choices: Choices, scorers: Scorers, policy: Policy) -
     return found
 
 
-def _places(args: Align, scorers: Scorers, prompts: int) -> list[int]:
-    """Numbers of the prompts that the reference responses answer."""
+def _responses(
+    args: Align, accelerator: Accelerator, scorers: Scorers, prompts: int, draw: Callable[[list[int]], Rollouts]
+) -> Responses:
+    """The starting policy's responses to as many of the prompts as are compared with."""
     from rewarden.align.reference_responses import prompts_for
 
     is_compared = scorers.endogenous is not None or scorers.source.has_latents
     count = args.reference_responses or (align_rewards.MIN_RESPONSES if is_compared else 64)
-    return prompts_for(prompts, args.steps, args.prompts_per_step, count, args.seed)
+    places = prompts_for(prompts, args.steps, args.prompts_per_step, count, args.seed)
+    return align_rewards.responses(args.output, accelerator, scorers, places, lambda: draw(places))
+
+
+def _prompts(args: Align, given: Any) -> tuple[list[Prompt], list[Prompt]]:
+    source = args.prompts if given is None else given
+    return align_policy.prompts(source, class_column=args.class_column, held_out=args.held_out, seed=args.seed)
+
+
+def _policy(args: Align, choices: Choices) -> tuple[Policy, PreTrainedTokenizerBase]:
+    has_values, adapters = choices.algorithm.has_values, choices.adapters
+    return align_policy.policy(
+        args.policy, layout=args.layout, has_values=has_values, adapters=adapters, seed=args.seed
+    )
 
 
 def _run(args: Align, make_step: PolicyStep, held_out: HeldOut | None) -> Run:
