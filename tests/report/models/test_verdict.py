@@ -104,3 +104,12 @@ def test_nothing_stands_against_a_large_clean_set() -> None:
 def test_nothing_measured_says_nothing() -> None:
     assert verdict({"a": {}}) == caveats({"a": {}}) == []
     assert verdict({"a": {}, "b": {}}) == []
+
+
+def test_a_model_that_is_behind_is_never_called_level() -> None:
+    models = {
+        name: {"sets": {"x": one(value, value - 0.1, value + 0.1)}}
+        for name, value in zip("abc", (0.7, 0.68, 0.4), strict=True)
+    }
+    pairs = [against(0.5), against(0.01) | {"second": "c"}]
+    assert verdict(models, pairs)[0] == "By paired tests no model is ahead of all others on anything; c is behind on x."

@@ -58,6 +58,13 @@ def _ahead(found: Sequence[Column], models: Results) -> str:
     everyone = f"the {_words(len(models))} models"
     if not found:
         return ""
+    behind = [
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} behind on {_title(column)}"
+        for column in found
+        if (names := [name for name, place in column.places.items() if place == "behind"])
+    ]
+    if not decided and behind:
+        return f"By paired tests no model is ahead of all others on anything; {listed(behind)}."
     if not decided:
         where = _title(found[0]) if len(found) == 1 else f"any of {len(found)} measures"
         return f"By paired tests {everyone} cannot be told apart on {where}."
