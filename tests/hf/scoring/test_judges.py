@@ -277,3 +277,10 @@ def test_all_three_with_a_local_model(write_backbone, caplog):
     for group in PairwiseJudge(chat)(prompts, completions):
         assert sum(score.reward for score in group) == len(group) * (len(group) + 1) / 2
     assert [score.length for score in verified[0]] == chat.lengths(completions[0])
+
+
+def test_fields_that_a_judge_is_not_shown_are_refused():
+    judge = PointwiseJudge(Script(lambda _p, _c: Answer(None)))
+    turn = {"role": "assistant", "content": "a", "reasoning_content": "because"}
+    with pytest.raises(ValueError, match='prompt 2: messages have "reasoning_content"; expected what a judge is shown'):
+        judge(["q", [{"role": "user", "content": "q"}]], [["a"], [[turn]]])

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewarden.files import DataError
 from rewarden.hf.scoring.scorer import CompletionScore
 from rewarden.judging.answers import Answer, Answerer, Question, expected_rating, points, ranks, wins
 from rewarden.judging.templates import PAIRWISE, POINTWISE, VERIFIER, Kind, Template, as_text
-from rewarden.messages import Text, checked_texts
+from rewarden.messages import MESSAGE_FIELDS, Text, checked_texts
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +267,15 @@ def _scores(
 
 def _texts(prompts: Sequence[Text | None], completions: Sequence[Sequence[Text]]) -> list[tuple[str, list[str]]]:
     """Prompts and completions as the judge is shown them."""
-    return [(as_text(p), [as_text(each) for each in group]) for p, group in checked_texts(prompts, completions)]
+    texts = checked_texts(prompts, completions)
+    for number, (prompt, group) in enumerate(texts, start=1):
+        turns = [turn for text in (prompt, *group) if isinstance(text, list) for turn in text]
+        if name := next((name for name in MESSAGE_FIELDS if any(name in turn for turn in turns)), None):
+            action = "Write it into the content, or take it out."
+            raise DataError.at(
+                f"prompt {number}", f'messages have "{name}"', "what a judge is shown: role and content", action
+            )
+    return [(as_text(prompt), [as_text(each) for each in group]) for prompt, group in texts]
 
 
 def _ask_each(judge: Judge, texts: Sequence[tuple[str, list[str]]], progress: Tick | None) -> list[list[Answer]]:
