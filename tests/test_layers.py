@@ -247,11 +247,23 @@ def test_every_module_has_its_tests() -> None:
 
 
 def test_public_names_resolve_to_what_they_are_called() -> None:
-    assert sorted({*rewarden._HOME, "__version__"}) == sorted(rewarden.__all__)
+    assert sorted({*rewarden._HOME, "__version__", "align"}) == sorted(rewarden.__all__) == dir(rewarden)
     for name, home in rewarden._HOME.items():
         found = getattr(rewarden, name)
         assert found is getattr(importlib.import_module(home), name)
         assert found.__name__ == name
+
+
+@pytest.mark.parametrize("first", ["", "import rewarden.align.loop; ", "from rewarden.align.loop import Run; "])
+def test_align_is_a_folder_and_a_function(first: str) -> None:
+    code = f"{first}import rewarden; rewarden.align(steps=1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("TypeError: Align needs reward, prompts, output; give them as keyword arguments\n")
+    assert (
+        run("import rewarden.align.loop; print(rewarden.align.loop.Run.__name__, callable(rewarden.align))")
+        == "Run True"
+    )
+    assert loaded("import rewarden; rewarden.align", ("torch", "numpy", *HEAVY)) == []
 
 
 def test_an_unknown_name_is_explained() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rewarden.commands.evaluate import Evaluate, evaluate
     from rewarden.commands.options.align import Align
     from rewarden.commands.options.train import Train
+    from rewarden.commands.score import Score, score
     from rewarden.commands.train import train
     from rewarden.hf.model.reward_model import RewardModel
     from rewarden.hf.scoring.endogenous import EndogenousScorer
@@ -61,11 +62,13 @@ _HOME = {
     "InfoBottleneck": "rewarden.methods.info_bottleneck",
     "LengthDisentangled": "rewarden.methods.length_disentangled",
     "RewardModel": "rewarden.hf.model.reward_model",
+    "Score": "rewarden.commands.score",
     "Scorer": "rewarden.hf.scoring.scorer",
     "ScorerEnsemble": "rewarden.hf.scoring.ensemble",
     "Smoothed": "rewarden.methods.smoothed",
     "Train": "rewarden.commands.options.train",
     "evaluate": "rewarden.commands.evaluate",
+    "score": "rewarden.commands.score",
     "train": "rewarden.commands.train",
 }
 
@@ -82,20 +85,30 @@ __all__ = [
     "InfoBottleneck",
     "LengthDisentangled",
     "RewardModel",
+    "Score",
     "Scorer",
     "ScorerEnsemble",
     "Smoothed",
     "Train",
     "__version__",
+    "align",
     "evaluate",
+    "score",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'rewarden' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
     import importlib
 
+    if name == "align":  # a folder that can be called
+        return importlib.import_module("rewarden.align")
+    if name not in _HOME:
+        raise AttributeError(f"module 'rewarden' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """All public names, loaded or not."""
+    return sorted(__all__)

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+import rewarden
 from rewarden import BayesianEnsembleNLL, BradleyTerry, Ensemble, InfoBottleneck, RewardModel, Train, train
 from rewarden.cli import main
 from rewarden.commands import train as module
@@ -192,6 +193,52 @@ def test_a_finished_model_is_not_overwritten_by_accident(
     assert run(f"{command} bradley-terry") == 2
     assert "already holds a model" in capsys.readouterr().err
     assert run(f"{command} --overwrite bradley-terry") == 0
+
+
+def test_a_finished_training_that_is_resumed_is_done(
+    tiny: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o"
+    command = f"train --model {tiny} --train {pairs_file} --output {output} --max-steps 1"
+    assert run(f"{command} bradley-terry") == 0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert run(f"{command} --resume bradley-terry") == 0
+    assert f"--resume: {output} is finished, and nothing is left to do\n" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert run(f"{command} --resume --lr 0.5 bradley-terry") == 2
+    assert "--lr was not given and is 0.5" in capsys.readouterr().err
+
+
+def test_from_python_options_are_keywords_an_object_or_both(tiny: Path, pairs_file: Path, tmp_path: Path) -> None:
+    given = {"model": str(tiny), "train": pairs_file, "max_steps": 1, "method": rewarden.BradleyTerry()}
+    record = rewarden.train(output=tmp_path / "a", **given)
+    same = rewarden.train(rewarden.Train(**given | {"train": (str(pairs_file),), "output": tmp_path / "b"}))
+    other = rewarden.train(rewarden.Train(**given | {"train": (str(pairs_file),), "output": tmp_path / "c"}), seed=1)
+    assert (record["arguments"]["seed"], other["arguments"]["seed"]) == (0, 1)
+    assert same["history"]["training"][0]["loss"] == record["history"]["training"][0]["loss"]
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert len(repr(record)) < 300
+    with pytest.raises(TypeError, match="no option 'ouput'; did you mean output"):
+        rewarden.train(ouput="x", **given)
+
+
+def test_a_mistyped_model_is_found_before_data_is_read(
+    tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rewarden.data.load_pairs", None)  # cannot be called
+    assert run(f"train --model {tmp_path / 'nope'} --train {pairs_file} --output {tmp_path / 'o'} bradley-terry") == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_weight_decay_reaches_the_optimiser(tiny: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """One step from the same start: decay takes away lr x decay x weight of every matrix, beyond what the step does."""
+    command = f"train --model {tiny} --train {pairs_file} --max-steps 1 --lr 0.01 --head-lr 0.01"
+    for decay in (0.0, 0.5):
+        assert run(f"{command} --output {tmp_path / str(decay)} --weight-decay {decay} bradley-terry") == 0
+    plain, decayed = weights(tmp_path / "0.0"), weights(tmp_path / "0.5")
+    name = "backbone.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(plain[name], decayed[name])
+    assert float(decayed[name].norm()) < float(plain[name].norm())
 
 
 def test_a_full_disk_is_said_before_training(

@@ -5,37 +5,53 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rewarden.commands.options.align import Align
+from rewarden.commands.options.parse import as_options
 
 
 def align(
-    args: Align,
+    args: Align | None = None,
     *,
-    reward: Callable[..., Any] | None = None,
-    gold: Callable[..., Any] | None = None,
+    reward: str | Callable[..., Any] | None = None,
+    gold: str | Callable[..., Any] | None = None,
     prompts: Any = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train the policy; returns the summary that is also OUTPUT/summary.json, in all processes but the first an empty one.
 
-    Python users may pass a function as `reward` and `gold`, and rows as `prompts`, in place of what the options name.
+    The fields of `Align` as keyword arguments, or an object, of which they change fields. Python users may pass a function as
+    `reward` and `gold`, and rows as `prompts`, in place of what the options name.
 
     Raises:
+        TypeError: When a keyword is no option, or one that is needed is missing.
         ValueError: On bad data, an unknown model, options that do not fit together, or a reward that fails.
     """
     from rewarden.commands.build import align_folder, align_run
     from rewarden.hf import distributed
 
     started = time.monotonic()
+    args = _options(args, options, reward=reward, gold=gold, prompts=prompts)
+    functions = {name: given for name, given in (("reward", reward), ("gold", gold)) if callable(given)}
+    rows = None if isinstance(prompts, str | Path) else prompts
     distributed.start()
     with align_folder.opened(args):
-        run, finish = align_run.build(args, reward=reward, gold=gold, prompts=prompts)
+        run, finish = align_run.build(args, reward=functions.get("reward"), gold=functions.get("gold"), prompts=rows)
         first = run.progress.step
         run(on_report=finish.draft)
         summary = finish(seconds=time.monotonic() - started, resumed_from=first)
     run.accelerator.end_training()
     return summary
+
+
+def _options(args: Align | None, changes: dict[str, Any], **named: Any) -> Align:
+    """The options of a call from Python, in which `reward`, `gold` and `prompts` may name something, or be it."""
+    changes |= {name: str(given) for name, given in named.items() if isinstance(given, str | Path)}
+    if args is None:  # what is given itself needs a name there too
+        changes = {name: "given" for name in ("reward", "prompts") if named[name] is not None} | changes
+    return as_options(Align, args, changes)
 
 
 def main(args: Align) -> None:

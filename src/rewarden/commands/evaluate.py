@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rewarden.commands.build.scorers import EvaluatedModel, entrants
+from rewarden.commands.build.scorers import EvaluatedModel, check_folders, entrants
 from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions
-from rewarden.commands.options.scoring import ScoringOptions, folders
+from rewarden.commands.options.parse import as_options
+from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.disk.owned_folder import EVALUATION, OwnedFolder
 
 if TYPE_CHECKING:
@@ -55,18 +56,24 @@ class Evaluate(JudgeOptions, EndogenousOptions, ScoringOptions):
     """Print the results as JSON on stdout."""
 
 
-def evaluate(args: Evaluate) -> dict[str, Any]:
+def evaluate(args: Evaluate | None = None, **options: Any) -> dict[str, Any]:
     """Evaluate and write; returns what results.json holds.
 
+    The fields of `Evaluate` as keyword arguments, or an object, of which they change fields.
+
     Raises:
+        TypeError: When a keyword is no option, or one that is needed is missing.
         ValueError: On bad data, or when there is nothing to evaluate, or nothing to evaluate on.
     """
+    from rewarden.commands.output.provenance import Record
+
+    args = as_options(Evaluate, args, options)
     folder = OwnedFolder(args.output, EVALUATION)
     sources = {"--pairs": [named(entry)[1] for entry in args.pairs], "--gold": [args.gold] if args.gold else []}
     sources["--path"] = [entry.rpartition("=")[2] for entry in args.path]
     folder.check({f"{option} {source}": source for option, given in sources.items() for source in given})
     with folder.locked():
-        return _evaluated(args, folder)
+        return Record(_evaluated(args, folder))
 
 
 def _evaluated(args: Evaluate, folder: OwnedFolder) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _evaluated(args: Evaluate, folder: OwnedFolder) -> dict[str, Any]:
 
     entered = _entrants(args)
     names = [entrant.name for entrant in entered]
-    _check_models(args.model)
+    check_folders(args.model)
     material = read(args)
     folder.claim()
     measured = _measured(args, entered, material)
@@ -111,15 +118,6 @@ def _entrants(args: Evaluate) -> list[EvaluatedModel]:
 def _answers(args: Evaluate) -> Path:
     """Where the answers of an endpoint are kept until its scores are."""
     return args.output / "rewards" / "judge-answers.jsonl"
-
-
-def _check_models(models: Sequence[Path]) -> None:
-    """Refuse a folder without a model now, not when it is its turn."""
-    for folder in (folder for model in models for folder in folders(model)):
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} is not a trained reward model (no config.json); give a folder that `rewarden train` wrote"
-            )
 
 
 def read(args: Evaluate) -> EvaluationData:

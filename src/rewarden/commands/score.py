@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rewarden.commands.build.scorers import check_folders
 from rewarden.commands.options.endogenous import EndogenousOptions, chosen_scorer
 from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions, judge_report
+from rewarden.commands.options.parse import as_options
 from rewarden.commands.options.scoring import ScoringOptions
 from rewarden.files import DataError
 
@@ -50,16 +52,20 @@ class Score(JudgeOptions, EndogenousOptions, ScoringOptions):
     """Print a summary as JSON on stdout."""
 
 
-def score(args: Score) -> dict[str, Any]:
+def score(args: Score | None = None, **options: Any) -> dict[str, Any]:
     """Score the file; returns counts and the mean reward.
 
+    The fields of `Score` as keyword arguments, or an object, of which they change fields.
+
     Raises:
+        TypeError: When a keyword is no option, or one that is needed is missing.
         ValueError: On bad data, a folder without a model, or a reward that is not finite.
     """
     from rewarden.commands.output.computed_rows import write_or_keep
     from rewarden.data import load_candidates
     from rewarden.hf.progress import progress
 
+    args = as_options(Score, args, options)
     _check(args)
     groups = load_candidates(args.input)
     kept = _carried(args, groups)
@@ -167,6 +173,7 @@ def _check(args: Score) -> None:
     args.check_judge()
     if args.model is not None:
         args.check_scoring([args.model])
+        check_folders([args.model])
 
 
 def _scored(

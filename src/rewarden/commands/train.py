@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rewarden import label_noise, methods
 from rewarden.commands.build.train_folder import TrainFolder
 from rewarden.commands.build.train_stages import TrainingData, arguments_of, run_stages
+from rewarden.commands.options.parse import as_options
 from rewarden.commands.options.train import Train
-from rewarden.commands.output.provenance import say, versions
+from rewarden.commands.output.provenance import Record, say, versions
 from rewarden.core import Method
 from rewarden.methods.bradley_terry import BradleyTerry
 
@@ -22,24 +23,27 @@ if TYPE_CHECKING:
     from rewarden.hf.training.pairs import Counts, TokenPair
 
 
-def train(args: Train, *, rows: Any = None, eval_rows: Any = None) -> dict[str, Any]:
+def train(args: Train | None = None, *, rows: Any = None, eval_rows: Any = None, **options: Any) -> dict[str, Any]:
     """Train and save; returns the training record, which is also OUTPUT/training.json.
 
-    Python users may pass `rows` and `eval_rows` (a datasets.Dataset or a list of dictionaries) in place of the files.
+    `train(train="pairs.jsonl", output="model", method=BradleyTerry())`, with the fields of `Train` as keyword arguments; or with
+    an object, of which they change fields. Python users may pass `rows` and `eval_rows` (a datasets.Dataset or a list of
+    dictionaries) in place of the files.
 
     Raises:
+        TypeError: When a keyword is no option, or one that is needed is missing.
         ValueError: On bad data, an unknown model, or options that do not fit together.
     """
+    args = as_options(Train, args, options)
+    method, lora = _method(args), args.adapters()
+    args.check_machine()
     from rewarden.hf import distributed
 
-    args.check_machine()
-    lora = args.adapters()
     distributed.start()
-    method = _method(args)
     with TrainFolder(args, (rows, eval_rows)).opened() as folder:
-        record = _trained(args, method, lora, folder, rows=rows, eval_rows=eval_rows)
+        record = folder.finished() or _trained(args, method, lora, folder, rows=rows, eval_rows=eval_rows)
     distributed.wait()  # so that nobody reads the folder before it is whole
-    return record
+    return Record(record)
 
 
 def _trained(
@@ -60,6 +64,7 @@ def _trained(
         "lora": None if lora is None else asdict(lora),
         "layout": model.layout,
         "data": data,
+        "settings": folder.settings,
         "steps": schedule.steps(len(material.pairs), distributed.count()),
         "reward_mean": model.config.reward_mean,
         "reward_std": model.config.reward_std,
@@ -84,14 +89,17 @@ def _read(args: Train, method: Method, rows: Any, eval_rows: Any) -> tuple[Train
     sources = list(args.train) if rows is None else [rows]
     if not sources:
         raise ValueError("nothing to train on; give --train FILE")
+    start = args.model if args.stage_one is None else str(args.stage_one)
+    tokenizer, context = (
+        load_tokenizer(start),
+        Context.load(start),
+    )  # first: a mistyped model is found before data is read
     eval_sources = [source for source in (args.eval if eval_rows is None else eval_rows,) if source is not None]
     pairs, eval_pairs = ([pair for source in found for pair in load_pairs(source)] for found in (sources, eval_sources))
     if overlap := shared_prompts(pairs, eval_pairs):
         say(
             f"warning: {overlap} prompts of the evaluation data are in the training data too; its accuracy will flatter"
         )
-    start = args.model if args.stage_one is None else str(args.stage_one)
-    tokenizer, context = load_tokenizer(start), Context.load(start)
     limits = context.fitted(Limits(args.max_length, args.max_completion_length, args.over_long, args.raw))
     limits = rendering.limits_of_training(pairs, limits, tokenizer, load_config(start))
     first: Method = args.smoothed(BradleyTerry()) if method.needs_teacher else method

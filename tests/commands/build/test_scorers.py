@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewarden.cli import main
-from rewarden.commands.build.scorers import entrants, labels
+from rewarden.commands.build.scorers import check_folders, entrants, labels
 from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.scoring import ScoringOptions
@@ -88,3 +88,13 @@ def test_trained_endogenous_and_judge_are_compared(trained: Path, tiny: Path, tm
     assert all(results["models"][name]["sets"]["x"]["n_pairs"] == 6 for name in names)
     nlls = {results["models"][name]["sets"]["x"]["nll"] for name in names}
     assert len(nlls) == 3
+
+
+def test_folders_without_a_reward_model_are_refused_before_the_first_is_loaded(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    check_folders([trained])
+    with pytest.raises(ValueError, match="holds a llama model, not a reward model; train one from it"):
+        check_folders([trained, tiny])
+    with pytest.raises(ValueError, match=r"is not a trained reward model \(no config.json\)"):
+        check_folders([Path(f"{trained}+{tmp_path / 'none'}")])

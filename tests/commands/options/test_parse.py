@@ -107,7 +107,7 @@ def test_nothing_near_is_no_question() -> None:
 
 
 def test_calls_from_python() -> None:
-    plain = as_options(Train, None, {"output": "out", "train": "a", "report_to": ["x"], "method": BradleyTerry()})
+    plain = as_options(Train, None, {"output": "out", "train": Path("a"), "report_to": ["x"], "method": BradleyTerry()})
     assert plain == Train(output=Path("out"), train=("a",), report_to=("x",), method=BradleyTerry())
     assert as_options(Train, plain, {}) == plain
     assert as_options(Train, plain, {"seed": 3}).seed == 3

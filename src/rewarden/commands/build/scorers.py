@@ -84,6 +84,27 @@ def entrants(
     return found
 
 
+def check_folders(models: Sequence[Path]) -> None:
+    """Refuse what is no trained reward model now, not when it is its turn.
+
+    Raises:
+        ValueError: Naming the first folder that holds none.
+    """
+    for folder in (folder for model in models for folder in folders(model)):
+        try:
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(
+                f"{folder} is not a trained reward model (no config.json); give a folder that `rewarden train` wrote"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the loader says what is damaged
+        if kind != "rewarden":
+            raise ValueError(
+                f"{folder} holds a {kind} model, not a reward model; train one from it with `rewarden train`"
+            )
+
+
 def labels(models: Sequence[Path]) -> list[str]:
     """Short names of models: the folders' names, with as many parent folders as tell all apart.
 

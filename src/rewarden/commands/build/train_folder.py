@@ -78,15 +78,36 @@ class TrainFolder:
     def _look(self) -> None:
         """Refuse to touch a finished model, or to mix two runs."""
         args, output = self.args, self.args.output
-        has_model, has_run = (output / "config.json").exists(), (output / SETTINGS).exists()
+        has_model, has_run = self._has_model, self._has_run
         if args.resume and args.overwrite:
             raise ValueError("--resume continues the run in --output and --overwrite replaces it; give one of them")
-        if has_model and not args.overwrite and not (args.resume and has_run):
+        if has_model and not args.overwrite and not args.resume:
             raise ValueError(f"{output} already holds a model; choose another --output, or replace it with --overwrite")
         if has_run and not args.resume and not args.overwrite:
             raise ValueError(f"{output} holds an unfinished run; continue it with --resume or restart with --overwrite")
-        if args.resume and not has_run:
+        if args.resume and not has_run and not has_model:
             say(f"--resume: nothing was saved in {output}; starting from the beginning")
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of the finished training that --resume would continue, when it is this very one; None otherwise.
+
+        Raises:
+            ValueError: When the model there was trained with other settings.
+        """
+        if not (self.args.resume and self._has_model and not self._has_run):
+            return None
+        record: dict[str, Any] = json.loads((self.args.output / "training.json").read_text(encoding="utf-8"))
+        refuse_changes(self.args.output, record.get("settings", {}), self.settings)
+        say(f"--resume: {self.args.output} is finished, and nothing is left to do")
+        return record
+
+    @property
+    def _has_model(self) -> bool:
+        return (self.args.output / "config.json").exists()
+
+    @property
+    def _has_run(self) -> bool:
+        return (self.args.output / SETTINGS).exists()
 
     def _settings(self) -> dict[str, Any]:
         """What must stay the same when the run is continued, by the name of the option."""

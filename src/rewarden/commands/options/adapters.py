@@ -30,17 +30,19 @@ class AdapterOptions:
         Raises:
             ValueError: When options of adapters are given without --lora.
         """
-        from rewarden.hf.model.adapters import Lora
-
         given = {
             "--lora-rank": self.lora_rank is not None,
             "--lora-alpha": self.lora_alpha is not None,
             "--lora-targets": bool(self.lora_targets),
         }
         _refuse_without_lora(given, has_lora=self.lora)
+        if not self.lora:
+            return None
+        from rewarden.hf.model.adapters import Lora  # and peft with it, which takes seconds
+
         rank = 16 if self.lora_rank is None else self.lora_rank
         alpha = 2 * rank if self.lora_alpha is None else self.lora_alpha
-        return Lora(rank=rank, alpha=alpha, targets=self.lora_targets) if self.lora else None
+        return Lora(rank=rank, alpha=alpha, targets=self.lora_targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,5 +219,9 @@ def _python_value(flag: Flag, value: Any) -> Any:
     """What Python users would write, as the option holds it: text as a path, one value or a list as a tuple."""
     if flag.is_list:
         several = [value] if isinstance(value, str | Path) or not isinstance(value, Iterable) else value
-        return tuple(Path(each) if flag.kind is Path else each for each in several)
-    return Path(value) if flag.kind is Path and isinstance(value, str) else value
+        return tuple(_path_or_text(flag, each) for each in several)
+    return _path_or_text(flag, value)
+
+
+def _path_or_text(flag: Flag, value: Any) -> Any:
+    return flag.kind(value) if flag.kind in (Path, str) and isinstance(value, str | Path) else value

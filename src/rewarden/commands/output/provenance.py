@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
+
+
+class Record(dict[str, Any]):
+    """What a command returns: a dictionary, shown in a line where its whole content would fill pages."""
+
+    def __repr__(self) -> str:
+        """The names in it; `dict(record)` shows everything."""
+        return f"Record({', '.join(self)})"
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -39,9 +39,9 @@ class CausalModel:
 
     name: str
     """Folder, hub id or embedded model."""
-    body: PreTrainedModel
+    body: PreTrainedModel = field(repr=False)
     """Token ids to hidden states."""
-    head: OutputHead
+    head: OutputHead = field(repr=False)
     layout: str
     """"tree" or "padded"."""
 

@@ -89,6 +89,11 @@ class RewardModel(PreTrainedModel):
         self.layout: str = "padded"
         self.post_init()
 
+    def __repr__(self) -> str:
+        """One line; `print(model.backbone)` shows the layers."""
+        size = sum(weight.numel() for weight in self.parameters()) / 1e6
+        return f"RewardModel({self.method}, {self.config.backbone['model_type']} with {size:,.1f} M weights, {self.layout})"
+
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Backbones and heads initialise themselves."""
 

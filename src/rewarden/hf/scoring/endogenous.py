@@ -6,7 +6,7 @@ Reference: Li, Xu, Yu et al. 2025, arXiv:2506.23235; the formulas are in `reward
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ class EndogenousScorer:
     """
 
     model: CausalModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     limits: Limits
     aggregation: Aggregation = "discounted"
     """See `rewarden.endogenous.response_scores`."""

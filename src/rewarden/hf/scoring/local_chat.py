@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class LocalChat:
     """
 
     model: CausalModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     max_length: int = 4096
     """Tokens of a question. Longer ones are shortened: completions at their end, and the prompt at its start if that must be."""
     batch_tokens: int = 4096
