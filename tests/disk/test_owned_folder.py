@@ -209,3 +209,11 @@ def test_two_at_once_are_refused(ours: OwnedFolder) -> None:
             second.__enter__()
     with ours.locked():
         pass
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ValueError, match="the working folder is gone"):
+        OwnedFolder(Path("out"), MODEL).check()

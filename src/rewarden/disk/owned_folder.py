@@ -78,6 +78,10 @@ class OwnedFolder:
             raise ValueError(
                 "--output is empty, which would be the current folder; name a folder, the current one by its full path"
             )
+        try:
+            self.path.absolute()
+        except FileNotFoundError as error:
+            raise ValueError("the working folder is gone; change into one that is there") from error
         for option, given in (inputs or {}).items():
             self._check_apart(option, given)
         self._check_writable()
