@@ -217,3 +217,13 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").rmdir()
     with pytest.raises(ValueError, match="the working folder is gone"):
         OwnedFolder(Path("out"), MODEL).check()
+
+
+def test_empty_folders_are_nobodys(tmp_path: Path) -> None:
+    """A run that was killed before its first file may leave some; they stop nobody, and they stay."""
+    folder = OwnedFolder(tmp_path / "out", POLICY_RUN)
+    (folder.path / "reference" / "inner").mkdir(parents=True)
+    folder.check()
+    (folder.path / "reference" / "inner" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"nothing in it says that rewarden wrote it \(reference\)"):
+        folder.check()

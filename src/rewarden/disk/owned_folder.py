@@ -140,11 +140,14 @@ class OwnedFolder:
         return marker is not None and marker["kind"] == self.kind.name
 
     def foreign(self) -> list[str]:
-        """Names right in the folder that are not ours, in order; of a folder without a marker all but leftovers."""
+        """Names right in the folder that are not ours, in order; of a folder without a marker all but leftovers.
+
+        Folders without a file do not count, ours of a run that was killed early among them: there is nothing in them to lose.
+        """
         if not self.path.is_dir():
             return []
         mine = {path.relative_to(self.path).parts[0] for path in self.files()}
-        names = (each.name for each in self.path.iterdir() if not each.name.endswith(PART))
+        names = (each.name for each in self.path.iterdir() if not each.name.endswith(PART) and not _is_bare(each))
         return sorted(name for name in names if name not in mine and name not in (MARKER, *_NOBODYS))
 
     @contextlib.contextmanager
@@ -261,6 +264,12 @@ def _prune(folder: Path, root: Path) -> None:
         except OSError:
             return
         folder = folder.parent
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether this is a folder, and one with nothing but folders in it."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and all(each.is_dir() and not each.is_symlink() for each in path.rglob("*"))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
