@@ -8,11 +8,6 @@ def test_nothing_is_loaded() -> None:
         assert not re.search(r"https?:|@import|url\(", text)
 
 
-def test_braces_match() -> None:
-    for text in (SCRIPT, STYLE):
-        assert text.count("{") == text.count("}")
-
-
 def test_every_colour_is_defined() -> None:
     used = set(re.findall(r"var\((--\w+)\)", STYLE)) | set(re.findall(r'"(--\w+)"', SCRIPT))
     assert used <= set(re.findall(r"(--\w+):", STYLE))
