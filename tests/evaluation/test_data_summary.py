@@ -128,6 +128,15 @@ def test_accuracy_by_difference_has_bins_of_equal_size_and_splits_no_distance() 
     assert accuracy_by_difference(torch.zeros(4), torch.arange(4)) == []
 
 
+@pytest.mark.parametrize(("prompts", "least"), [(15, 0.796), (5, 0.566)])
+def test_a_bin_of_hits_or_of_misses_alone_has_wilsons_interval_over_its_prompts(prompts: int, least: float) -> None:
+    clusters = torch.arange(15) % prompts
+    (longer,) = accuracy_by_difference(torch.arange(1.0, 16), clusters)
+    (shorter,) = accuracy_by_difference(-torch.arange(1.0, 16), clusters)
+    assert longer["accuracy"] == pytest.approx({"value": 1, "low": least, "high": 1}, abs=1e-3)  # n / (n + 1.96^2)
+    assert shorter["accuracy"] == pytest.approx({"value": 0, "low": 0, "high": 1 - least}, abs=1e-3)
+
+
 def test_completion_text_joins_what_the_assistant_says() -> None:
     turns = [("assistant", "one"), ("tool", "42"), ("assistant", "two")]
     assert completion_text([{"role": role, "content": content} for role, content in turns]) == "one\n\ntwo"

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rewarden.data import Pair, pair_key
-from rewarden.evaluation.bootstrap import cluster_ids, mean_interval
+from rewarden.evaluation.bootstrap import cluster_ids, mean_interval, off_the_edge
 from rewarden.evaluation.faulty_rows import FaultyRows, named_rows
 from rewarden.evaluation.prompt_overlap import distinct_prompts, near_within
 from rewarden.evaluation.shortcuts import LONGER, audit, preference_slope_interval, ratio_intervals, style_differences
@@ -255,7 +255,8 @@ def accuracy_by_difference(
 
     Returns:
         Up to 8 bins of about as many pairs, at least about 20 each, by ascending distance: "low" and "high" (tokens,
-        both included), "mean" (tokens), "pairs", "accuracy" {"value", "low", "high"}; 0.5 is no length bias.
+        both included), "mean" (tokens), "pairs", "accuracy" {"value", "low", "high"}; 0.5 is no length bias. A share of
+        0 or 1 has Wilson's interval over its prompts, see `off_the_edge`.
     """
     distance = difference.abs()[difference != 0]
     if not len(distance):
@@ -270,7 +271,8 @@ def accuracy_by_difference(
     for inside, accuracy in zip(member.T.bool(), intervals, strict=True):
         own = distance[inside]
         edges = {"low": float(own.min()), "high": float(own.max()), "mean": float(own.mean())}
-        found.append({**edges, "pairs": len(own), "accuracy": accuracy.to_dict()})
+        share = off_the_edge(accuracy, len(prompts[inside].unique()))
+        found.append({**edges, "pairs": len(own), "accuracy": share.to_dict()})
     return found
 
 
