@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from rewarden.align.prompts import Prompt
+from rewarden.align.rewards.functions import About, known
 from rewarden.align.rewards.pipeline import RewardPipeline
 from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import HELD_OUT, Rollouts, RolloutSampler
@@ -27,7 +28,7 @@ class HeldOut:
         """One completion of every prompt, by the policy after a step."""
         return replace(sampler, group_size=1)(model, self.prompts, self.ids, step=HELD_OUT + step)
 
-    def worth(self, pipeline: RewardPipeline, rollouts: Rollouts) -> dict[str, float]:
+    def worth(self, pipeline: RewardPipeline, rollouts: Rollouts, *, step: int = 0) -> dict[str, float]:
         """Means over the completions: "reward" (before clipping and whitening), "length" and, where there is one, "gold".
 
         The reward is the reward model's own, also where R2M rewards the training completions.
@@ -35,9 +36,12 @@ class HeldOut:
         Raises:
             RewardError: When no usable reward comes back.
         """
-        found = pipeline.unwhitened(rollouts.prompts, rollouts.texts, rollouts.length, rollouts.is_truncated)
+        with known(About(rollouts.completion_ids, step)):
+            found = pipeline.unwhitened(rollouts.prompts, rollouts.texts, rollouts.length, rollouts.is_truncated)
         means = {"reward": float(found.total.mean()), "length": float(rollouts.length.float().mean())}
         if self.gold is not None:
-            scores = self.gold([p.text for p in rollouts.prompts], rollouts.texts, [p.extra for p in rollouts.prompts])
+            extras = [prompt.extra for prompt in rollouts.prompts]
+            with known(About(rollouts.completion_ids, step)):
+                scores = self.gold([prompt.text for prompt in rollouts.prompts], rollouts.texts, extras)
             means["gold"] = float(scores.output.reward.mean())
         return means

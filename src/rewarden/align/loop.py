@@ -136,7 +136,7 @@ class Run:
 
         def worth() -> dict[str, float]:
             rollouts = held_out.sample(parts.sampler, parts.sampling.model(), progress.step)
-            return held_out.worth(parts.pipeline, rollouts)
+            return held_out.worth(parts.pipeline, rollouts, step=progress.step)
 
         found = on_main(self.accelerator, worth)
         if "gold" in found and (progress.best_gold is None or found["gold"] > progress.best_gold[1]):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.rewards.components import Endogenous, endogenous_rewards
+from rewarden.align.rewards.functions import About, known
 from rewarden.align.rewards.sources import RewardSource
 from rewarden.align.rollouts import REFERENCE, Rollouts, RolloutSampler, kept_rows
 from rewarden.disk.atomic import in_place_of
@@ -120,7 +121,8 @@ def score(rollouts: Rollouts, places: Sequence[int], source: RewardSource, endog
         RewardError: When no usable reward comes back.
     """
     prompts = rollouts.prompts
-    output = source([each.text for each in prompts], rollouts.texts, [each.extra for each in prompts]).output
+    with known(About(rollouts.completion_ids, 0)):
+        output = source([each.text for each in prompts], rollouts.texts, [each.extra for each in prompts]).output
     return Responses(
         torch.tensor(places),
         rollouts.length,

@@ -39,6 +39,15 @@ class Rollouts(NamedTuple):
         return torch.tensor([length for group in self.groups for length in group.completion_lengths])
 
     @property
+    def completion_ids(self) -> list[list[int]]:
+        """Token ids of every completion, as they were sampled."""
+        return [
+            sequence[len(sequence) - length :].tolist()
+            for group in self.groups
+            for sequence, length in zip(group.sequences, group.completion_lengths, strict=True)
+        ]
+
+    @property
     def is_truncated(self) -> Bool[Tensor, " rows"]:
         """Whether a completion was cut at the limit instead of ending by itself."""
         return torch.tensor([flag for group in self.groups for flag in group.is_truncated])

@@ -17,6 +17,7 @@ from rewarden.align.policy import Policy, ReferencePolicy, SamplingCopy
 from rewarden.align.prompts import Prompt, prompts_of_step
 from rewarden.align.r2m.feedback import FeedbackReward
 from rewarden.align.r2m.retraining_steps import RetrainingSteps, rewarded_groups
+from rewarden.align.rewards.functions import About, known
 from rewarden.align.rewards.pipeline import RewardPipeline, Rewards
 from rewarden.align.rewards.sources import Scores
 from rewarden.align.rollouts import Rollouts, RolloutSampler, kept_rows
@@ -103,7 +104,7 @@ class PolicyStep:
             self.policy, share.rollouts.groups, step, pad=self.sampler.tokenizer.pad_token_id or 0
         )
         passes, states = self._passes(minibatches, share.rollouts)
-        rewards = self._reward(share.rollouts, self._reread(states, step, share))
+        rewards = self._reward(share.rollouts, step, self._reread(states, step, share))
         sight = self._look(step, share, rewards, passes)
         lesson = self._guarded(sight, rewards)
         targets = self._targets(lesson, passes, self._greedy_reward(step))
@@ -164,8 +165,11 @@ class PolicyStep:
 
         return reread
 
-    def _reward(self, rollouts: Rollouts, reread: Callable[[Scores], RewardOutput] | None = None) -> Rewards:
-        return self.pipeline(rollouts.prompts, rollouts.texts, rollouts.length, rollouts.is_truncated, reread=reread)
+    def _reward(self, rollouts: Rollouts, step: int, reread: Callable[[Scores], RewardOutput] | None = None) -> Rewards:
+        with known(About(rollouts.completion_ids, step - 1)):
+            return self.pipeline(
+                rollouts.prompts, rollouts.texts, rollouts.length, rollouts.is_truncated, reread=reread
+            )
 
     def _look(self, step: int, share: Share, rewards: Rewards, passes: Passes) -> Sight:
         """Monitors see the completions of all processes."""
@@ -197,7 +201,7 @@ class PolicyStep:
         """What the greedy completions of the step's prompts are rewarded with, (groups,), where that is the baseline."""
         if self.updater.algorithm.baseline != "greedy":
             return None
-        return self._reward(self._sample(self.sampler.greedy(), step).rollouts).reward
+        return self._reward(self._sample(self.sampler.greedy(), step).rollouts, step).reward
 
     def _targets(self, lesson: Lesson, passes: Passes, greedy: Tensor | None) -> Targets:
         """Advantages, and returns where values are learned."""

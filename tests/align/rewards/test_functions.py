@@ -1,4 +1,5 @@
 import logging
+import math
 import threading
 import time
 
@@ -7,7 +8,16 @@ import pytest
 import torch
 
 from rewarden.align.rewards import functions
-from rewarden.align.rewards.functions import RewardError, Rows, call, load_function
+from rewarden.align.rewards.functions import (
+    About,
+    FunctionLogs,
+    RewardError,
+    Rows,
+    call,
+    called,
+    known,
+    load_function,
+)
 
 TURNS = [{"role": "user", "content": "Why?"}]
 ROWS = Rows.of(["Hi", TURNS], [["a", "bb"], ["ccc"]], [{"answer": 1, "hint": "x"}, {"answer": 2}])
@@ -37,7 +47,16 @@ def test_rows_are_flat_with_turns_after_turns():
 
 
 def test_columns_cannot_take_the_place_of_prompts_and_completions():
-    names = ["prompt", "prompts", "completion", "completions", "completion_ids", "chosen"]
+    names = [
+        "prompt",
+        "prompts",
+        "completion",
+        "completions",
+        "completion_ids",
+        "log_metric",
+        "trainer_state",
+        "chosen",
+    ]
     found = Rows.of(["Hi"], [["a"]], [dict.fromkeys(names, 0)])
     assert found.columns == {"chosen": [0]}
 
@@ -50,7 +69,9 @@ def test_a_function_gets_prompts_completions_and_columns_by_name():
         return [1.0, 2.0, 3.0]
 
     assert rewards(everything) == [1.0, 2.0, 3.0]
+    beside = {name: seen.pop(name) for name in ("trainer_state", "log_metric", "log_extra")}
     assert seen == {"prompts": ROWS.prompts, "completions": ROWS.completions} | ROWS.columns
+    assert None not in beside.values()
 
 
 def test_a_function_without_room_for_all_columns_gets_those_it_names():
@@ -287,3 +308,73 @@ def test_what_a_function_does_to_its_columns_is_not_seen_again() -> None:
     rows = Rows(["p", "p"], ["a", "b"], {"answer": [{"words": ["x"]}, {"words": []}]})
     assert [call(spoils, "spoils", rows, batch=n, timeout=None) for n in (1, 2)] == [[1.0, 0.0], [1.0, 0.0]]
     assert rows == Rows(["p", "p"], ["a", "b"], {"answer": [{"words": ["x"]}, {"words": []}]})
+
+
+# --- TRL's convention ---------------------------------------------------------------------------
+
+
+def test_a_function_with_every_argument_of_trl():
+    """The signature of TRL's documentation, with all that its trainers pass."""
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, answer, **kwargs):
+        seen.update(ids=completion_ids, step=trainer_state.global_step, steps=trainer_state.max_steps)
+        log_metric("mean", 2)
+        log_metric("mean", 4.0)
+        log_extra("answers", answer)
+        return [float(len(ids)) for ids in completion_ids]
+
+    logs = FunctionLogs()
+    with known(About([[1], [2, 3], [4, 5, 6]], updates=7)):
+        found = called(reward, "f", ROWS, batch=1, timeout=None, logs=logs, max_steps=20)
+    assert found == ([1.0, 2.0, 3.0], [False] * 3)
+    assert seen == {"ids": [[1], [2, 3], [4, 5, 6]], "step": 7, "steps": 20}
+    assert logs.metrics == {"mean": [2.0, 4.0]}
+    assert logs.columns == {"answers": [1, 1, 2]}
+
+
+def test_token_ids_of_other_completions_are_not_given():
+    def reward(completions, completion_ids=None):
+        assert completion_ids is None
+        return [0.0] * len(completions)
+
+    with known(About([[1], [2]], updates=7)):
+        assert rewards(reward) == [0.0] * 3
+
+
+def test_token_ids_that_nobody_knows_are_missing_by_name():
+    def reward(completion_ids):
+        return [0.0] * len(completion_ids)
+
+    with pytest.raises(RewardError, match="it asks for completion_ids, and there are prompts, completions"):
+        rewards(reward)
+
+
+def test_none_for_a_row_skips_it():
+    found = called(lambda **_: [1.0, None, 3.0], "f", ROWS, batch=1, timeout=None)
+    assert found.is_skipped == [False, True, False]
+    assert (found.rewards[0], found.rewards[2]) == (1.0, 3.0)
+    assert math.isnan(found.rewards[1])
+    with pytest.raises(RewardError, match=r"row 2 of 3 \(completion 'bb'\) is None, expected a finite number"):
+        rewards(lambda **_: [1.0, None, 3.0])
+
+
+def test_columns_that_a_function_changes_stay_as_they_were():
+    extras = [{"tests": [{"input": 1}]}]
+
+    def greedy(completions, tests):
+        for each in tests:
+            each[0]["input"] = 99
+            each.clear()
+        tests.clear()
+        return [0.0] * len(completions)
+
+    rewards(greedy, rows=Rows.of(["Hi"], [["a", "b"]], extras))
+    assert extras == [{"tests": [{"input": 1}]}]
+
+
+def test_a_function_that_cannot_be_stopped_is_told_of_a_process():
+    release = threading.Event()
+    with pytest.raises(RewardError, match=r"in a process of its own, which can be killed \(--reward-process\)"):
+        rewards(lambda **_: release.wait(20), timeout=0.05)
+    release.set()

@@ -1,12 +1,13 @@
 """Rewards that a user's own Python function gives: found, called, and checked.
 
 The convention is TRL's, so a function written for its trainers works here: `function(prompts, completions, **columns)` with one
-entry per completion in every list, returning one number per completion.
+entry per completion in every list, returning one number per completion, or None for a completion that it says nothing about.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import difflib
 import importlib.util
@@ -17,14 +18,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import TrainerState
 
+from rewarden.align.rewards.torch_state import TorchState
 from rewarden.messages import Text
 
 logger = logging.getLogger(__name__)
@@ -35,7 +39,30 @@ SLOW_AFTER = 30.0
 RewardFunction = Callable[..., Any]
 """What a user writes: (prompts, completions, **columns) to a list of numbers; `async` functions too."""
 
-_RESERVED = ("prompt", "prompts", "completion", "completions", "completion_ids")
+GIVEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
+"""Names that TRL gives a meaning of their own: a column of such a name is not passed on."""
+
+
+class About(NamedTuple):
+    """What is known of the completions that are about to be rewarded, besides their text."""
+
+    completion_ids: list[list[int]]
+    """Token ids as they were sampled, one list per completion."""
+    updates: int
+    """Steps of the policy that are done."""
+
+
+ABOUT: ContextVar[About | None] = ContextVar("what is known of the completions", default=None)
+
+
+@contextlib.contextmanager
+def known(about: About) -> Iterator[None]:
+    """Functions that are called while this lasts are told."""
+    token = ABOUT.set(about)
+    try:
+        yield
+    finally:
+        ABOUT.reset(token)
 
 
 class RewardError(ValueError):
@@ -63,12 +90,12 @@ class Rows:
             for prompt, group, extra in zip(prompts, completions, extras, strict=True)
             for text in group
         ]
-        names = dict.fromkeys(name for extra in extras for name in extra if name not in _RESERVED)
-        # Turns are copied: a function that edits what it is given must not edit the next function's.
+        names = dict.fromkeys(name for extra in extras for name in extra if name not in GIVEN)
+        # Turns and columns are copied: a function that edits one row's must not edit another's, nor the next function's.
         return cls(
             [prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt] for prompt, _, _ in flat],
             [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}] for prompt, text, _ in flat],
-            {name: [extra.get(name) for _, _, extra in flat] for name in names},
+            {name: [copy.deepcopy(extra.get(name)) for _, _, extra in flat] for name in names},
         )
 
     def describe(self, row: int) -> str:
@@ -117,11 +144,67 @@ def load_function(spec: str) -> RewardFunction:
     return found
 
 
-def call(function: RewardFunction, name: str, rows: Rows, *, batch: int, timeout: float | None) -> list[float]:
-    """The rewards that the function gives to the rows, checked. Higher is better.
+class Called(NamedTuple):
+    """What a function says about completions, one entry each."""
 
-    The function runs in a thread. A thread cannot be killed: after a timeout it goes on running until it returns or the process
-    ends, so a function that waits for something should have a limit of its own.
+    rewards: list[float]
+    """Higher is better; NaN where the completion is skipped."""
+    is_skipped: list[bool]
+    """Whether the function said None: it has nothing to say about this completion."""
+
+
+Runner = Callable[[dict[str, Any], str, float | None, "FunctionLogs"], Any]
+"""Calls a function elsewhere: arguments, words for messages, seconds, where logs go; see `function_process`."""
+
+
+def call(
+    function: RewardFunction,
+    name: str,
+    rows: Rows,
+    *,
+    batch: int,
+    timeout: float | None,
+    state: TorchState | None = None,
+) -> list[float]:
+    """The rewards that the function gives to the rows, checked, where none may be skipped; see `called`.
+
+    Returns:
+        One finite number per row.
+
+    Raises:
+        RewardError: As `called`; and when the function says None.
+    """
+    found = called(function, name, rows, batch=batch, timeout=timeout, state=state)
+    return without_skipped(found, rows, f"reward function {name}, batch {batch} of {len(rows.completions)} completions")
+
+
+def without_skipped(found: Called, rows: Rows, where: str) -> list[float]:
+    """The rewards, where there is one for every row.
+
+    Raises:
+        RewardError: When a row is skipped.
+    """
+    if True in found.is_skipped:
+        _number(None, rows, found.is_skipped.index(True), where)
+    return found.rewards
+
+
+def called(
+    function: RewardFunction,
+    name: str,
+    rows: Rows,
+    *,
+    batch: int,
+    timeout: float | None,
+    state: TorchState | None = None,
+    runner: Runner | None = None,
+    logs: FunctionLogs | None = None,
+    max_steps: int = 0,
+) -> Called:
+    """What the function says about the rows, checked.
+
+    The function runs in a thread, unless a runner is given. A thread cannot be killed: after a timeout it goes on running until
+    it returns or the process ends, and one that holds Python's lock keeps everything else from running, the timeout included.
 
     Args:
         function: See `RewardFunction`. Of the columns it gets those that it takes.
@@ -129,9 +212,10 @@ def call(function: RewardFunction, name: str, rows: Rows, *, batch: int, timeout
         rows: What it is called with.
         batch: Number of this call, for messages.
         timeout: Seconds that it may take; None for as long as it likes.
-
-    Returns:
-        One finite number per row.
+        state: Keeps what the function must not change; one for every function.
+        runner: Calls the function in a process of its own; None calls it in a thread.
+        logs: Takes what the function logs.
+        max_steps: Of the run, for "trainer_state".
 
     Raises:
         RewardError: When the function fails, takes too long, or returns anything else than a finite number per row.
@@ -139,8 +223,15 @@ def call(function: RewardFunction, name: str, rows: Rows, *, batch: int, timeout
     # Copies of its own: what a function does to its columns must not be seen by the next step, nor be missing in a resumed run.
     arguments = copy.deepcopy({"prompts": list(rows.prompts), "completions": list(rows.completions)} | rows.columns)
     where = f"reward function {name}, batch {batch} of {len(rows.completions)} completions"
-    taken = _taken(function, arguments, where)
-    returned = _in_thread(function, taken, where, timeout)
+    arguments |= _given(len(rows.completions), max_steps)
+    logs = FunctionLogs() if logs is None else logs
+    if runner is not None:
+        returned = runner(arguments, where, timeout, logs)
+    else:
+        arguments |= logs.arguments()
+        state = TorchState() if state is None else state
+        with state.kept(name):
+            returned = _in_thread(function, taken(function, arguments, where), where, timeout)
     values = returned.detach().cpu() if isinstance(returned, Tensor) else returned
     values = values.tolist() if hasattr(values, "tolist") else values  # tensors and arrays
     if not isinstance(values, list | tuple):
@@ -153,10 +244,45 @@ def call(function: RewardFunction, name: str, rows: Rows, *, batch: int, timeout
             f"{where}: it returned {len(values)} rewards, expected {len(rows.completions)}; return one number per completion, "
             "in their order"
         )
-    return [_number(value, rows, row, where) for row, value in enumerate(values)]
+    return Called(
+        [math.nan if value is None else _number(value, rows, row, where) for row, value in enumerate(values)],
+        [value is None for value in values],
+    )
 
 
-def _taken(function: RewardFunction, arguments: dict[str, Any], where: str) -> dict[str, Any]:
+class FunctionLogs:
+    """What a function logs of a call, by TRL's `log_metric` and `log_extra`."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, list[float]] = {}
+        """Values of every metric, in the order they came."""
+        self.columns: dict[str, list[Any]] = {}
+        """Columns of extra values, one per completion."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The two as a function is given them, emptied first."""
+        self.metrics.clear()
+        self.columns.clear()
+        return {"log_metric": self._metric, "log_extra": self._extra}
+
+    def _metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+    def _extra(self, column: str, values: Sequence[Any]) -> None:
+        self.columns[str(column)] = list(values)
+
+
+def _given(count: int, max_steps: int) -> dict[str, Any]:
+    """What TRL gives besides prompts, completions and columns, as far as it is known."""
+    about = ABOUT.get()
+    updates = 0 if about is None else about.updates
+    found: dict[str, Any] = {"trainer_state": TrainerState(global_step=updates, max_steps=max_steps)}
+    if about is not None and len(about.completion_ids) == count:
+        found["completion_ids"] = [list(ids) for ids in about.completion_ids]
+    return found
+
+
+def taken(function: RewardFunction, arguments: dict[str, Any], where: str) -> dict[str, Any]:
     """The arguments that the function has a place for; all of them when it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -170,8 +296,9 @@ def _taken(function: RewardFunction, arguments: dict[str, Any], where: str) -> d
     named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     missing = [each.name for each in named if each.default is each.empty and each.name not in arguments]
     if missing:
+        there = [each for each in arguments if each not in ("trainer_state", "log_metric", "log_extra")]
         raise RewardError(
-            f"{where}: it asks for {', '.join(missing)}, and there are {', '.join(arguments)}; add the column to the prompts, "
+            f"{where}: it asks for {', '.join(missing)}, and there are {', '.join(there)}; add the column to the prompts, "
             "or give the argument a default"
         )
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -206,7 +333,8 @@ def _in_thread(function: RewardFunction, arguments: dict[str, Any], where: str, 
     if not done.is_set():
         raise RewardError(
             f"{where}: it has not returned within {timeout:g} s, expected rewards by then; make it faster, give it a limit of "
-            "its own for what it waits for, or raise the timeout"
+            "its own for what it waits for, raise the timeout, or run it in a process of its own, which can be killed "
+            "(--reward-process)"
         )
     if raised:
         raise RewardError(

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from rewarden.align.rewards.functions import RewardFunction, Rows, call, load_function
+from rewarden.align.rewards.function_process import FunctionProcess
+from rewarden.align.rewards.functions import FunctionLogs, RewardFunction, Rows, called, load_function, without_skipped
+from rewarden.align.rewards.torch_state import TorchState
 from rewarden.core import RewardOutput, select
 from rewarden.hf.forward import RewardPass, by_group, forward_groups, reward_pass, token_groups
 from rewarden.hf.model.reward_model import Layout
@@ -37,6 +39,8 @@ class Scores(NamedTuple):
     """The pooled hidden state that the reward head read; None where there is no such thing."""
     cut: int = 0
     """Completions that the source saw only in part, because they or their prompts exceed its length limits."""
+    is_skipped: Bool[Tensor, " rows"] | None = None
+    """Completions that the source says nothing about, whose reward is NaN; None where there are none."""
 
 
 @runtime_checkable
@@ -171,6 +175,15 @@ class FunctionSource:
     """For messages and the record, "path/to/file.py:name"."""
     timeout: float | None
     """Seconds that a call may take; None for as long as it likes."""
+    process: FunctionProcess | None = None
+    """Where it is called, if in a process of its own."""
+    takes_none: bool = False
+    """Whether whoever asks can leave completions out: None for a row is then a skipped row, and an error otherwise."""
+    max_steps: int = field(default=0, compare=False)
+    """Of the run, for functions that ask for the trainer's state."""
+    logs: FunctionLogs = field(default_factory=FunctionLogs, init=False, repr=False, compare=False)
+    """What the function logged in its last call."""
+    state: TorchState = field(default_factory=TorchState, init=False, repr=False, compare=False)
     has_latents: bool = field(default=False, init=False)
     calls: int = field(default=0, init=False)
     """How often it was called."""
@@ -195,8 +208,22 @@ class FunctionSource:
         _check(prompts, completions, extras)
         self.calls += 1
         rows = Rows.of(prompts, completions, extras)
-        rewards = call(self.function, self.name, rows, batch=self.calls, timeout=self.timeout)
-        return Scores(RewardOutput(torch.tensor(rewards, dtype=torch.float32)), None)
+        found = called(
+            self.function,
+            self.name,
+            rows,
+            batch=self.calls,
+            timeout=self.timeout,
+            state=self.state,
+            runner=self.process,
+            logs=self.logs,
+            max_steps=self.max_steps,
+        )
+        if not self.takes_none:
+            where = f"reward function {self.name}, batch {self.calls} of {len(rows.completions)} completions"
+            without_skipped(found, rows, where)
+        is_skipped = torch.tensor(found.is_skipped) if True in found.is_skipped else None
+        return Scores(RewardOutput(torch.tensor(found.rewards, dtype=torch.float32)), None, is_skipped=is_skipped)
 
 
 def load_source(
@@ -205,6 +232,7 @@ def load_source(
     layout: Layout = "auto",
     batch_tokens: int | None = None,
     timeout: float | None = None,
+    process: bool = False,
     standardise: bool = False,
 ) -> RewardSource:
     """The source that the command line names.
@@ -214,6 +242,7 @@ def load_source(
         layout: Of models: "tree", "padded" or "auto".
         batch_tokens: Of models: tokens per forward pass; None chooses by the device.
         timeout: Of a function: seconds that a call may take.
+        process: Of a function: call it in a process of its own, which is killed at the timeout.
         standardise: Of several models: measure each in its own standard deviations, see `ScorerEnsemble.standardise`.
 
     Raises:
@@ -229,7 +258,7 @@ def load_source(
             "models from inside it"
         )
     if functions:
-        return FunctionSource(load_function(spec), spec, timeout)
+        return FunctionSource(load_function(spec), spec, timeout, FunctionProcess(spec) if process else None)
     folders = [Path(part) for part in parts if part.strip()]
     if len(folders) < len(parts) or len(set(folders)) < len(folders):
         raise ValueError(

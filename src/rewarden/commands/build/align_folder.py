@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 FREE = (
     "output", "steps", "resume", "overwrite", "json", "save_every", "report_every", "keep_checkpoints", "report_to", "stop_on",
-    "reward_timeout", "max_rows", "batch_tokens",
+    "reward_timeout", "reward_process", "max_rows", "batch_tokens",
 )  # fmt: skip
 """Options that may differ when a run is continued: they change no completion and no weight, but for rounding by the last one."""
 PROMPTS = "content of --prompts"

@@ -61,14 +61,30 @@ class SourceLoader(NamedTuple):
     batch_tokens: int | None
     timeout: float | None
     """Seconds that a Python function may take."""
+    process: bool = False
+    """Whether a Python function runs in a process of its own."""
+    steps: int = 0
+    """Of the run, for functions that ask for the trainer's state."""
 
     def source(self, spec: str, given: Callable[..., Any] | None = None) -> RewardSource:
         """What the specification names, or the function that is given in its place."""
         from rewarden.align.rewards.sources import FunctionSource, load_source
 
         if given is not None:
-            return FunctionSource(given, getattr(given, "__name__", "the function given"), self.timeout)
-        return load_source(spec, layout=self.layout, batch_tokens=self.batch_tokens, timeout=self.timeout)
+            if self.process:
+                raise ValueError("reward_process needs a function in a file, FILE.py:FUNCTION; this one is an object")
+            found: RewardSource = FunctionSource(given, getattr(given, "__name__", "the function given"), self.timeout)
+        else:
+            found = load_source(
+                spec,
+                layout=self.layout,
+                batch_tokens=self.batch_tokens,
+                timeout=self.timeout,
+                process=self.process,
+            )
+        if isinstance(found, FunctionSource):
+            found.max_steps = self.steps
+        return found
 
     def detected(self, source: RewardSource, detector: str) -> RewardSource:
         """The source with the latents of the detector, a folder."""

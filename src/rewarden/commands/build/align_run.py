@@ -97,7 +97,9 @@ def load_scorers(args: Align, choices: Choices, reward: Any, gold: Any) -> Score
     """
     from rewarden.align.rewards.sources import ModelSource
 
-    loader = align_rewards.SourceLoader(args.layout, args.batch_tokens, args.reward_timeout)
+    loader = align_rewards.SourceLoader(
+        args.layout, args.batch_tokens, args.reward_timeout, args.reward_process, args.steps
+    )
     source = own = loader.source(args.reward, reward)
     output = align_rewards.tried_out(own)
     try:

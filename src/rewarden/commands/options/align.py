@@ -99,6 +99,8 @@ class RewardOptions:
     """Shift and scale rewards to mean 0 and standard deviation 1 over the step."""
     reward_timeout: float | None = None
     """Seconds that a Python function may take for a step. Default: any time, with a warning after 30 s."""
+    reward_process: bool = False
+    """Call Python functions in a process of their own, which --reward-timeout kills, whatever they hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

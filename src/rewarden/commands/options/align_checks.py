@@ -147,6 +147,10 @@ def _rewards(args: Align, *, is_function: bool) -> Refusals:
         "--reward-timeout is for Python functions, and neither --reward nor --gold is one; leave it out",
     )
     yield (
+        args.reward_process and not is_function,
+        "--reward-process is for Python functions, and neither --reward nor --gold is one; leave it out",
+    )
+    yield (
         args.whiten and args.algorithm == "remax",
         "--whiten would take the difference between sampled and greedy completions away, which is all that remax learns from; "
         "leave it out, or take another algorithm",
