@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
             assert anchor in slugs, f"{page.name} links to {target}"
+
+
+def test_the_page_of_the_package_index_names_files_that_are_shipped_and_links_to_none() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / project["readme"]).read_text(encoding="utf-8")
+    assert [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:", target)] == []
+    named = re.findall(r"`((?:docs/[\w/.-]+|README\.md|NOTICE))`", text)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert "graft docs" in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
