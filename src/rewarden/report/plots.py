@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rewarden.report.numbers import fixed
+
 Results = Mapping[str, dict[str, Any]]
 """Model name to its evaluation result."""
 
@@ -157,7 +159,7 @@ def _dot_trace(index: int, name: str, points: Sequence[tuple[int, Mapping[str, A
         "thickness": 2,
         "width": 4,
     }
-    hover = [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in zip(values, low, high, strict=True)]
+    hover = [f"{fixed(v)} [{fixed(a)}, {fixed(b)}]" for v, a, b in zip(values, low, high, strict=True)]
     trace = trace_of(index, name, values, [row for row, _ in points], "markers", hover)
     return trace | {"error_x": bars | {"color": trace["marker"]["color"]}}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewarden.report.html import STRONGEST, details, escaped, how_to_read, number, table
+from rewarden.report.numbers import fixed
 from rewarden.report.page import document
 
 SHOWN = 50
@@ -87,9 +88,9 @@ def coloured_tokens_html(
     found = []
     for index, (token, reward) in enumerate(zip(tokens, rewards, strict=True)):
         place = chosen.place(reward)
-        says = f"{token!r}: reward {reward:.3f}"
+        says = f"{token!r}: reward {fixed(reward)}"
         if log_probs is not None:
-            says += f", log-probability {log_probs[index]:.3f}"
+            says += f", log-probability {fixed(log_probs[index])}"
         text = escaped(token).replace("\n", "<span class=mark>⏎</span>\n") or "<span class=mark>·</span>"
         found.append(
             f'<span class="token {_side(place)}" style="--part:{abs(place) * STRONGEST:.0f}%" '

@@ -52,6 +52,22 @@ def test_the_plots_of_a_run_in_order(hacked_run: Path) -> None:
     assert titles[9:] == ["Held-out prompts: gold"]
 
 
+def test_what_never_changed_is_told_and_not_drawn() -> None:
+    still = {"reward": 1.0, "kl": 0.0, "truncated": 1.0, "length": 8.0, "lr": 1e-6}
+    once, twice = run_of({"step": 1} | still), run_of(*({"step": step} | still for step in (1, 2)))
+    drawn: dict[str, Any] = {}
+    text = curves.curves(twice, drawn)
+    assert len(drawn) == 2  # reward and KL always
+    assert "not drawn: Length of a completion (tokens) 8.000; Truncated completions (share) 1.000." in text
+    assert curves.other_curves(twice, drawn).endswith("not drawn: Learning rate 1e-06.</p>")
+    assert len(drawn) == 2
+    curves.curves(once, drawn := {})  # one step says nothing of what changes
+    assert len(drawn) == 4
+    limited = run_of(*({"step": step, "monitor/m/x": 0.0, "monitor/m/threshold": 1.0} for step in (1, 2)))
+    curves.curves(limited, drawn := {})
+    assert len(drawn) == 1  # how far a signal stays from its limit says something
+
+
 def test_held_out_prompts_stand_with_the_same_quantity() -> None:
     run = run_of({"step": 1, "reward": 1.0, "reward_a": 2.0, "held_out/reward": 3.0, "held_out/gold": 4.0})
     first, second = curves.panels(run)
@@ -148,7 +164,8 @@ def test_every_other_number_has_a_small_plot(hacked_run: Path) -> None:
     ):
         assert title in text, title
     assert "r2m" not in text
-    assert len(figures) == 7
+    assert len(figures) == 6
+    assert "The same in every step, so not drawn: monitor/mop/rows 256.0." in text
     more: dict[str, Any] = {}
     assert "omega" in curves.r2m_curves(run, more)
     assert [figure["data"][0]["y"][0] for figure in more.values()] == [

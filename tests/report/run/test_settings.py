@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rewarden.report.run import settings
 from rewarden.report.run.folder import RunFolder, read_run
 
@@ -27,7 +29,9 @@ def test_metrics_of_r2m_by_hand() -> None:
     head, *rows = cells(settings.r2m(run))
     assert head == ["metric", "first", "last", "lowest", "highest", "mean", "steps"]
     assert rows == [["gre", "1.500", "4.000", "0.500", "4.000", "2.000", "3"]]
-    assert cells(settings.numbers(run))[1:] == [["kl", "7.000", "7.000", "7.000", "7.000", "7.000", "1"]]
+    assert cells(settings.numbers(run))[1:] == [
+        ["kl", settings.meaning("kl"), "7.000", "7.000", "7.000", "7.000", "7.000", "1"]
+    ]
     assert settings.r2m(run_of({"step": 1, "kl": 1.0})) == settings.numbers(run_of({"step": 1})) == ""
 
 
@@ -97,3 +101,17 @@ def test_escaping() -> None:
     text = settings.settings(run) + settings.r2m(run) + settings.numbers(run)
     assert EVIL not in text
     assert "<img" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("kl", "estimated KL to the starting policy, nats a completion"),
+        ("held_out/gold", "on held-out prompts: mean of the independent judge"),
+        ("monitor/mop/fraction", "a reading of the monitor mop"),
+        ("reward_length_penalty", "a part of the reward"),
+        ("unheard_of", ""),
+    ],
+)
+def test_a_metric_is_explained_in_a_few_words(key: str, said: str) -> None:
+    assert settings.meaning(key) == said

@@ -10,6 +10,7 @@ import torch
 
 from rewarden.overoptimization import kl_best_of_n
 from rewarden.report import plots
+from rewarden.report.numbers import fixed
 from rewarden.report.plots import Results, drawable, is_number
 
 
@@ -37,7 +38,9 @@ def best_of_n_curves(models: Results, key: str, axis: str) -> dict[str, Any] | N
         ticks |= _ticks(best)
         ns, values = [n for n, _ in points], [interval["value"] for _, interval in points]
         low, high = ([plots.end_of(interval, end) for _, interval in points] for end in ("low", "high"))
-        hover = [f"n = {n}: {v:.3f} [{a:.3f}, {b:.3f}]" for n, v, a, b in zip(ns, values, low, high, strict=True)]
+        hover = [
+            f"n = {n}: {fixed(v)} [{fixed(a)}, {fixed(b)}]" for n, v, a, b in zip(ns, values, low, high, strict=True)
+        ]
         bands.append(plots.band_of(index, name, ns, low, high))
         traces.append(plots.trace_of(index, name, ns, values, "lines+markers", hover))
         traces += _law(index, name, best, key) + (_gold_beside(index, name, best) if key == "proxy" else [])
@@ -90,7 +93,7 @@ def _gold_beside(index: int, name: str, best: Mapping[str, Any]) -> list[dict[st
     if not points:
         return []
     values = [y["value"] for _, y in points]
-    hover = [f"gold, n = {n}: {value:.3f}" for (n, _), value in zip(points, values, strict=True)]
+    hover = [f"gold, n = {n}: {fixed(value)}" for (n, _), value in zip(points, values, strict=True)]
     trace = plots.trace_of(index, name, [n for n, _ in points], values, "lines", hover)
     trace["line"] |= {"dash": "dash"}
     return [trace]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from rewarden.report import plots
-from rewarden.report.html import how_to_read
+from rewarden.report.html import escaped, how_to_read
 from rewarden.report.plots import Plot
 from rewarden.report.run.folder import COMPONENT, HELD_OUT, MONITOR, R2M, RunFolder
 from rewarden.report.run.style import ALARM, BEST
+from rewarden.report.run.summary import short
 
 POINTS = 1_500
 """Points of a line at most; a longer run shows every second, third, ... step, and the page says so."""
@@ -28,6 +28,7 @@ UNITS = {
     "grad_norm": "Gradient norm",
     "clip_fraction": "Clipped (share)",
 }
+_REWARD = "Reward"
 _READINGS = {
     "index": "cluster separation index",
     "change_ratio": "change of the index, in mean changes so far",
@@ -53,7 +54,9 @@ class Panel:
 
 def curves(run: RunFolder, figures: dict[str, Any]) -> str:
     """Reward, KL, monitors and what else tells of over-optimisation, over the steps; the HTML of the section."""
-    shown = panels(run)
+    found = panels(run)
+    still = [panel for panel in found if _says_nothing(run, panel)]
+    shown, unmoved = [panel for panel in found if panel not in still], [key for panel in still for key in panel.lines]
     if not shown:
         return "<p>No curve yet: no finished step has logged a reward or a KL.</p>"
     how = """Over-optimisation shows where the reward keeps rising while the KL grows and a monitor leaves the level of its
@@ -62,15 +65,35 @@ def curves(run: RunFolder, figures: dict[str, Any]) -> str:
     text = "".join(
         _drawn(f"curve-{index}", panel, run, figures, last=index == len(shown) - 1) for index, panel in enumerate(shown)
     )
-    return f"{how_to_read(how)}{_lines(run, shown)}<div class=aligned>{text}</div>"
+    return f"{how_to_read(how)}{_lines(run, shown)}<div class=aligned>{text}</div>{_unmoved(run, unmoved)}"
+
+
+def _says_nothing(run: RunFolder, panel: Panel) -> bool:
+    """Whether nothing in a panel ever changed; reward and KL, and what has a limit, are always drawn."""
+    is_asked_for = "kl" in panel.lines or panel.title == _REWARD or panel.threshold is not None
+    return not is_asked_for and is_constant(run, [*panel.lines, *(panel.band or ())])
 
 
 def other_curves(run: RunFolder, figures: dict[str, Any]) -> str:
     """Every other logged number over the steps, as small plots; the HTML of the section, empty when there is none."""
     used = {key for panel in panels(run) for key in drawn_keys(panel)}
     rest = [key for key in run.keys if key not in used and not key.startswith(R2M)]
-    shown = [Plot(UNITS.get(key, key), figure(run, Panel(key, {key: key}), height=220)) for key in rest]
-    return plots.group("other", shown, "", {}, figures, small=True, legend=False)
+    moving = [key for key in rest if not is_constant(run, [key])]
+    shown = [Plot(UNITS.get(key, key), figure(run, Panel(key, {key: key}), height=220)) for key in moving]
+    drawn = plots.group("other", shown, "", {}, figures, small=True, legend=False) if shown else ""
+    return drawn + _unmoved(run, [key for key in rest if key not in moving])
+
+
+def is_constant(run: RunFolder, keys: Sequence[str]) -> bool:
+    """Whether each of these metrics had one value in every one of at least two steps, so that a plot would say nothing."""
+    series = [run.series(key)[1] for key in keys]
+    return all(len(values) > 1 and len(set(values)) == 1 for values in series)
+
+
+def _unmoved(run: RunFolder, keys: Sequence[str]) -> str:
+    """The metrics that are not drawn since they never changed, with their value; empty for none."""
+    named = [f"{UNITS.get(key, key)} {short(run.series(key)[1][0])}" for key in keys]
+    return f"<p class=hint>The same in every step, so not drawn: {escaped('; '.join(named))}.</p>" if named else ""
 
 
 def r2m_curves(run: RunFolder, figures: dict[str, Any]) -> str:
@@ -90,7 +113,7 @@ def panels(run: RunFolder) -> list[Panel]:
     found = []
     if "reward" in keys or run.components:
         paid = {"reward": "paid"} if "reward" in keys else {}
-        found.append(Panel("Reward", paid | {key: key.removeprefix(COMPONENT) for key in run.components}))
+        found.append(Panel(_REWARD, paid | {key: key.removeprefix(COMPONENT) for key in run.components}))
     found += [Panel(UNITS["kl"], {"kl": "training prompts"})] if "kl" in keys else []
     found += monitor_panels([key for key in keys if key.startswith(MONITOR)])
     found += [Panel(UNITS[key], {key: "training prompts"}) for key in ("length", "entropy", "truncated") if key in keys]
@@ -292,7 +315,7 @@ def _plane(points: Sequence[tuple[int, float, float]], axis: str) -> dict[str, A
     ends = sorted({steps[0], points[-1][0]})
     bar |= {"tickvals": ends, "ticktext": [f"step {step:,}" for step in ends], "ticklabelposition": "outside top"}
     marker = {"color": steps, "colorscale": _SCALE, "size": 7, "showscale": True, "colorbar": bar}
-    trace = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "marker": marker, "name": html.escape(axis)}
+    trace = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "marker": marker, "name": escaped(axis)}
     trace |= {"line": {"color": "rgba(128,128,128,0.35)", "width": 1}, "customdata": steps}
     trace |= {"hovertemplate": "step %{customdata:,d}<br>KL %{x:.4g}<br>reward %{y:.4g}<extra></extra>"}
     layout = plots.layout_of(360, {"title": axis}, {"title": "reward paid"})

@@ -7,13 +7,14 @@ from typing import Any
 
 from rewarden.files import write_text
 from rewarden.report import page
-from rewarden.report.html import escaped
+from rewarden.report.html import escaped, items
 from rewarden.report.run.curves import against_kl, curves, other_curves, r2m_curves
 from rewarden.report.run.examples import examples
 from rewarden.report.run.folder import RunFolder, read_run
 from rewarden.report.run.settings import numbers, r2m, settings, timing
 from rewarden.report.run.style import SCRIPT, STYLE
 from rewarden.report.run.summary import summary, what_ran
+from rewarden.report.run.verdict import caveats, verdict
 
 FILE = "report.html"
 
@@ -37,7 +38,7 @@ def align_report(run: Path) -> str:
     figures: dict[str, Any] = {}
     links, content = page.sections(_parts(found, figures))
     title = f"Policy optimisation: {run.resolve().name}"
-    header = f"<h1>{escaped(title)}</h1><p>{escaped(what_ran(found))}</p>"
+    header = f"<h1>{escaped(title)}</h1><p>{escaped(what_ran(found))}</p>{_said(found)}"
     body = f"{links}\n{page.NO_SCRIPT if figures else ''}\n{content}"
     return page.document(title, header, body, figures=figures, style=STYLE, script=SCRIPT)
 
@@ -55,6 +56,13 @@ def write_align_report(run: Path) -> Path:
     path = run / FILE
     write_text(path, align_report(run))
     return path
+
+
+def _said(run: RunFolder) -> str:
+    """The verdict, its first sentence large, and what stands against it."""
+    said, doubts = verdict(run), items(caveats(run))
+    lead = f"<p class=verdict-lead>{escaped(said[0])}</p>{items(said[1:])}" if said else ""
+    return lead + (f"<p><b>Before you read on</b></p>{doubts}" if doubts else "")
 
 
 def _parts(run: RunFolder, figures: dict[str, Any]) -> dict[str, tuple[str, str]]:

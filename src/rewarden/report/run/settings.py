@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewarden.report.html import Group, as_typed, details, escaped, table
-from rewarden.report.run.folder import R2M, RunFolder
+from rewarden.report.run.folder import COMPONENT, HELD_OUT, MONITOR, R2M, RunFolder
 from rewarden.report.run.summary import short
 
 
@@ -20,8 +20,10 @@ def r2m(run: RunFolder) -> str:
 
 def numbers(run: RunFolder) -> str:
     """Every other logged metric as a table, folded away; empty when there are none."""
-    rows = _rows(run, [key for key in run.keys if not key.startswith(R2M)])
-    return details("The numbers behind the curves", table("Logged numbers", _HEAD, [("", rows)])) if rows else ""
+    keys = [key for key in run.keys if not key.startswith(R2M)]
+    rows = [[row[0], escaped(meaning(key)), *row[1:]] for key, row in zip(keys, _rows(run, keys), strict=True)]
+    head = [_HEAD[0], "what it is", *_HEAD[1:]]
+    return details("The numbers behind the curves", table("Logged numbers", head, [("", rows)])) if rows else ""
 
 
 _HEAD = ["metric", "first", "last", "lowest", "highest", "mean", "steps"]
@@ -34,6 +36,36 @@ def _rows(run: RunFolder, keys: Sequence[str], prefix: str = "") -> list[list[st
         found = (values[0], values[-1], min(values), max(values), statistics.fmean(values))
         rows.append([escaped(key.removeprefix(prefix)), *(short(value) for value in found), f"{len(values):,}"])
     return rows
+
+
+_MEANINGS = {
+    "reward": "what the policy was paid, a completion",
+    "kl": "estimated KL to the starting policy, nats a completion",
+    "entropy": "of the policy, nats a token",
+    "length": "tokens of a completion",
+    "truncated": "share of completions cut at the limit of new tokens",
+    "loss": "what the update minimised, all terms",
+    "policy_loss": "its term for the policy",
+    "value_loss": "its term for the value head",
+    "clip_fraction": "share of tokens whose step was clipped",
+    "grad_norm": "length of the gradient before it is clipped",
+    "lr": "learning rate",
+    "clipped": "share of completions with a reward outside the clip range",
+    "cut_by_reward": "share of completions that the reward model read only in part",
+    "seconds": "time of a step",
+    "gold": "mean of the independent judge",
+}
+
+
+def meaning(key: str) -> str:
+    """A logged metric in a few words; empty where its name is all that is known."""
+    if key in _MEANINGS:
+        return _MEANINGS[key]
+    if key.startswith(HELD_OUT):
+        return f"on held-out prompts: {_MEANINGS.get(key.removeprefix(HELD_OUT), key.removeprefix(HELD_OUT))}"
+    if key.startswith(MONITOR):
+        return f"a reading of the monitor {key.removeprefix(MONITOR).partition('/')[0]}"
+    return "a part of the reward" if key.startswith(COMPONENT) else ""
 
 
 def timing(run: RunFolder) -> str:
