@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from rewarden.report.numbers import counted, fixed
-from rewarden.report.plots import is_number
 from rewarden.report.run.folder import HELD_OUT, MONITOR, RunFolder
 from rewarden.report.run.summary import SMOOTHED, short
 
@@ -97,4 +96,4 @@ def _completions_of_a_step(run: RunFolder) -> int | None:
     arguments = run.record.get("arguments")
     known = arguments if isinstance(arguments, Mapping) else {}
     prompts, group = known.get("prompts_per_step"), known.get("group_size")
-    return int(prompts * group) if is_number(prompts) and is_number(group) else None
+    return prompts * group if isinstance(prompts, int) and isinstance(group, int) else None
