@@ -282,3 +282,10 @@ def test_a_gradient_that_is_not_finite_comes_before_the_weights_are_touched(poli
         run()
     hook.remove()
     assert checkpoints.steps_saved(tmp_path / "run") == [1]
+
+
+def test_drafts_of_the_report_come_as_often_as_was_asked(policy, tmp_path):
+    run = built(policy, tmp_path / "run", steps=5, report_every=2)
+    seen = []
+    run(on_report=lambda: seen.append(run.progress.step))
+    assert seen == [2, 4]
