@@ -47,8 +47,8 @@ from rewarden.align.loop import Run
 from rewarden.align.rollouts import RolloutSampler
 from rewarden.align.update import Passes, Table, Targets, Updater
 from rewarden.assets import DATA, resolve
-from rewarden.commands.build import align_run
 from rewarden.commands.options.align import Align
+from rewarden.commands.setup import align_run
 from rewarden.data import load_gold
 from rewarden.hf.model.loading import load_tokenizer
 from rewarden.hf.tokens import TokenGroup

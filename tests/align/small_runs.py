@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from rewarden.commands.build import align_run
+from rewarden.commands.setup import align_run
 
 _spec = importlib.util.spec_from_file_location("policy_runs", Path(__file__).parents[1] / "commands" / "policy_runs.py")
 runs = sys.modules.get("policy_runs") or importlib.util.module_from_spec(_spec)

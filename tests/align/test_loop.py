@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rewarden.align import checkpoints, logs
 from rewarden.align.loop import Run
-from rewarden.commands.build import align_run
+from rewarden.commands.setup import align_run
 from rewarden.monitors.monitor import Monitor, Report
 from rewarden.monitors.monitor_set import MonitorSet
 

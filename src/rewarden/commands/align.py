@@ -29,7 +29,7 @@ def align(
         TypeError: When a keyword is no option, or one that is needed is missing.
         ValueError: On bad data, an unknown model, options that do not fit together, or a reward that fails.
     """
-    from rewarden.commands.build import align_folder, align_run
+    from rewarden.commands.setup import align_folder, align_run
     from rewarden.hf import distributed
 
     started = time.monotonic()
@@ -58,7 +58,7 @@ def main(args: Align) -> None:
     """Train, then say where the policy is and whether it is to be trusted."""
     import logging
 
-    from rewarden.commands.build.align_outputs import in_words
+    from rewarden.commands.setup.align_outputs import in_words
     from rewarden.hf import distributed
 
     with distributed.joined():

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rewarden.commands.build.scorers import EvaluatedModel, check_folders, entrants
 from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.parse import as_options
 from rewarden.commands.options.scoring import ScoringOptions
+from rewarden.commands.setup.scorers import EvaluatedModel, check_folders, entrants
 from rewarden.disk.owned_folder import EVALUATION, OwnedFolder
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from rewarden.methods.info_bottleneck import InfoBottleneck
 from rewarden.report.models.verdict import verdict
 
 if TYPE_CHECKING:
-    from rewarden.commands.build.quickstart_plan import Plan
+    from rewarden.commands.setup.quickstart_plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def quickstart(args: Quickstart) -> dict[str, Any]:
 
 def _compared(args: Quickstart) -> dict[str, Any]:
     """Train every method, measure it, write."""
-    from rewarden.commands.build.quickstart_plan import plan
-    from rewarden.commands.build.scored_once import ScoredOnce
+    from rewarden.commands.setup.quickstart_plan import plan
+    from rewarden.commands.setup.scored_once import ScoredOnce
     from rewarden.hf.tokens import Limits
 
     started = time.monotonic()

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rewarden.commands.build.scorers import check_folders
 from rewarden.commands.options.endogenous import EndogenousOptions, chosen_scorer
 from rewarden.commands.options.flags import part
 from rewarden.commands.options.judge import JudgeOptions, judge_report
 from rewarden.commands.options.parse import as_options
 from rewarden.commands.options.scoring import ScoringOptions
+from rewarden.commands.setup.scorers import check_folders
 from rewarden.files import DataError
 
 if TYPE_CHECKING:

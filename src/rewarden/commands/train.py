@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import label_noise, methods
-from rewarden.commands.build.train_folder import TrainFolder
-from rewarden.commands.build.train_stages import TrainingData, arguments_of, run_stages
 from rewarden.commands.options.parse import as_options
 from rewarden.commands.options.train import Train
 from rewarden.commands.output.provenance import Record, say, versions
+from rewarden.commands.setup.train_folder import TrainFolder
+from rewarden.commands.setup.train_stages import TrainingData, arguments_of, run_stages
 from rewarden.core import Method
 from rewarden.methods.bradley_terry import BradleyTerry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rewarden.commands.build.scored_once import ScoredOnce
+from rewarden.commands.setup.scored_once import ScoredOnce
 from rewarden.hf.scoring.scorer import CompletionScore
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewarden.commands.build import align_folder, align_policy, align_rewards
 from rewarden.commands.options.align_checks import Choices, check, check_processes
 from rewarden.commands.output.provenance import say
+from rewarden.commands.setup import align_folder, align_policy, align_rewards
 from rewarden.monitors import MONITORS
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rewarden.align.rewards.pipeline import RewardPipeline
     from rewarden.align.rollouts import Rollouts
     from rewarden.align.step import PolicyStep
-    from rewarden.commands.build.align_outputs import Finish
-    from rewarden.commands.build.align_rewards import Scorers
     from rewarden.commands.options.align import Align
+    from rewarden.commands.setup.align_outputs import Finish
+    from rewarden.commands.setup.align_rewards import Scorers
     from rewarden.monitors.monitor import Signal
 
 
@@ -41,7 +41,7 @@ def build(
     from rewarden.align.held_out import HeldOut
     from rewarden.align.policy import ReferencePolicy, SamplingCopy
     from rewarden.align.step import PolicyStep, StepPlan
-    from rewarden.commands.build.align_outputs import Finish
+    from rewarden.commands.setup.align_outputs import Finish
 
     choices = check(args, given_reward=reward is not None, given_gold=gold is not None)
     accelerator = align_policy.accelerator(args.report_to, args.output)

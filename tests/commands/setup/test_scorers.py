@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rewarden.cli import main
-from rewarden.commands.build.scorers import check_folders, entrants, labels
 from rewarden.commands.options.endogenous import EndogenousOptions
 from rewarden.commands.options.judge import JudgeOptions
 from rewarden.commands.options.scoring import ScoringOptions
+from rewarden.commands.setup.scorers import check_folders, entrants, labels
 
 from ..conftest import make_pairs, write
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.commands.conftest import make_pairs, write
 
 from rewarden.cli import main
-from rewarden.commands.build import train_folder
+from rewarden.commands.setup import train_folder
 from rewarden.disk.lock import locked
 from rewarden.disk.owned_folder import MARKER
 from rewarden.hf.training import checkpoints

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import methods
-from rewarden.commands.build.train_folder import WORK, TrainFolder
 from rewarden.commands.output.provenance import say
+from rewarden.commands.setup.train_folder import WORK, TrainFolder
 from rewarden.core import Method
 from rewarden.methods.bradley_terry import BradleyTerry
 

@@ -14,9 +14,9 @@ from rewarden.align.prompts import Prompt
 from rewarden.align.reference_responses import Responses
 from rewarden.align.rewards.detector import DetectedSource
 from rewarden.align.rewards.sources import FunctionSource, ModelSource, Scores
-from rewarden.commands.build import align_rewards, align_run
 from rewarden.commands.options.align import Align
 from rewarden.commands.options.align_checks import check
+from rewarden.commands.setup import align_rewards, align_run
 from rewarden.core import RewardOutput
 from rewarden.methods.bayesian_ensemble import BayesianEnsemble
 from rewarden.methods.bradley_terry import BradleyTerry

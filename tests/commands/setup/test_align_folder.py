@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from rewarden.align import checkpoints
 from rewarden.align.prompts import Prompt
-from rewarden.commands.build.align_folder import FREE, claim, fingerprint, look, opened, settings_of
 from rewarden.commands.options.align import Align
+from rewarden.commands.setup.align_folder import FREE, claim, fingerprint, look, opened, settings_of
 from rewarden.disk.atomic import PART
 from rewarden.disk.owned_folder import MARKER
 

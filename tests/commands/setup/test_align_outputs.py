@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewarden.align import checkpoints
 from rewarden.align.policy import Policy, policy_batch
-from rewarden.commands.build import align_run
-from rewarden.commands.build.align_outputs import in_words
 from rewarden.commands.sample import Sample, sample
+from rewarden.commands.setup import align_run
+from rewarden.commands.setup.align_outputs import in_words
 from rewarden.hf.tokens import TokenGroup
 from rewarden.monitors.monitor_set import Alarm
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarden.commands.build.run_settings import content, flat, refuse_changes
+from rewarden.commands.setup.run_settings import content, flat, refuse_changes
 
 
 def stored(settings):

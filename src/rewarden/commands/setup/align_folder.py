@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewarden.commands.build.run_settings import content, refuse_changes
+from rewarden.commands.setup.run_settings import content, refuse_changes
 from rewarden.disk.atomic import is_disk_full
 from rewarden.disk.owned_folder import POLICY_RUN, OwnedFolder
 from rewarden.files import write_json

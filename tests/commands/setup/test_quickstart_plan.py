@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rewarden.commands.build.quickstart_plan import Cut, Plan, plan
 from rewarden.commands.measure import EvaluationData
+from rewarden.commands.setup.quickstart_plan import Cut, Plan, plan
 from rewarden.hf.tokens import Limits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rewarden.commands.build import align_run
+from rewarden.commands.setup import align_run
 
 from ..policy_runs import ROWS, ascii_share, metrics, options, policy, random_policy, rollouts, run  # noqa: F401 (a fixture)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarden import methods
-from rewarden.commands.build.run_settings import content, flat, refuse_changes
 from rewarden.commands.output.provenance import say
+from rewarden.commands.setup.run_settings import content, flat, refuse_changes
 from rewarden.disk.atomic import is_disk_full
 from rewarden.disk.owned_folder import MODEL, OwnedFolder
 
