@@ -11,27 +11,19 @@ def test_one_process_is_the_first_and_waits_for_nobody():
     distributed.wait()
 
 
-def test_processes_leave_each_other_when_one_fails(monkeypatch):
+def test_a_process_leaves_the_others_before_it_ends(monkeypatch):
     """Threads of a group that is still joined abort the process at its end, and its exit code is lost."""
-
-    def one_process() -> None:
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-
-    monkeypatch.setattr(distributed, "start", one_process)
-    seen = []
-
-    def fails() -> None:
-        with distributed.joined():
-            seen.append(torch.distributed.is_initialized())
-            raise ValueError("a reward that fails")
-
-    with pytest.raises(ValueError, match="a reward that fails"):
-        fails()
-    assert seen == [True]
+    at_exit = []
+    monkeypatch.setattr(distributed.atexit, "register", at_exit.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    group = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+    monkeypatch.setattr(distributed, "PartialState", lambda **_: torch.distributed.init_process_group("gloo", **group))
+    distributed.start()
+    assert torch.distributed.is_initialized()
+    assert at_exit == [distributed.leave]
+    distributed.leave()
     assert not torch.distributed.is_initialized()
-    monkeypatch.setattr(distributed, "start", lambda: None)
-    with distributed.joined():  # alone: nothing to leave
-        pass
+    distributed.leave()  # alone: nothing to leave
 
 
 def test_fsdp_without_an_accelerator_is_refused_rather_than_ignored(monkeypatch):

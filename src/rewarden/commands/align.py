@@ -61,10 +61,10 @@ def main(args: Align) -> None:
     from rewarden.commands.setup.align_outputs import in_words
     from rewarden.hf import distributed
 
-    with distributed.joined():
-        if not distributed.is_first():
-            logging.getLogger("rewarden").setLevel(logging.ERROR)
-        summary = align(args)
+    distributed.start()
+    if not distributed.is_first():
+        logging.getLogger("rewarden").setLevel(logging.ERROR)
+    summary = align(args)
     if not summary:  # the first process has it; which one this is, is no longer known after the end
         return
     if args.json:

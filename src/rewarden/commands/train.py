@@ -198,11 +198,11 @@ def main(args: Train) -> None:
 
     from rewarden.hf import distributed
 
-    with distributed.joined():
-        if not distributed.is_first():
-            logging.getLogger("rewarden").setLevel(logging.ERROR)
-        record, is_first = train(args), distributed.is_first()
-    if not is_first:
+    distributed.start()
+    if not distributed.is_first():
+        logging.getLogger("rewarden").setLevel(logging.ERROR)
+    record = train(args)
+    if not distributed.is_first():
         return
     if args.json:
         print(json.dumps(record))

@@ -51,7 +51,15 @@ POLICY_RUN = Kind(
 )  # fmt: skip
 EVALUATION = Kind(
     "an evaluation",
-    ("results.json", "results.csv", "pairs.csv", "report.html", "benchmarks/*.jsonl", "rewards/*.json"),
+    (
+        "results.json",
+        "results.csv",
+        "pairs.csv",
+        "report.html",
+        "benchmarks/*.jsonl",
+        "rewards/*.json",
+        "rewards/*.jsonl",
+    ),
 )
 INSPECTION = Kind("an inspection", ("inspect.json", "inspect.html"))
 QUICKSTART = Kind("a quickstart", ("quickstart.json", "results.json", "report.html"))

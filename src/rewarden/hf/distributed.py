@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from accelerate import PartialState
@@ -22,25 +22,18 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     PartialState(cpu=not torch.accelerator.is_available())
+    atexit.register(leave)
     refuse_fsdp_on_processors()
 
 
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that were started together, and leave them at the end, however it comes.
+def leave() -> None:
+    """Leave the processes that were joined; at the end of this one at the latest, see `start`.
 
     A process that ends while it is still joined is aborted now and then by the threads of its backend (gloo: signal 6), and the
     exit code that it was about to give is lost.
-
-    Raises:
-        ValueError: As `start`.
     """
-    start()
-    try:
-        yield
-    finally:
-        if _is_running():
-            torch.distributed.destroy_process_group()
+    if _is_running():
+        torch.distributed.destroy_process_group()
 
 
 def refuse_fsdp_on_processors() -> None:

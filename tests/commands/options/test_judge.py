@@ -162,7 +162,9 @@ def test_a_judge_scores_a_file(tiny, rows, tmp_path, capsys, kind, questions):
 
 
 def test_a_judge_stands_alone(tiny, rows, tmp_path):
-    for more in ({"model": tiny}, {"endogenous": str(tiny)}):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "rewarden"}')
+    for more in ({"model": tmp_path / "model"}, {"endogenous": str(tiny)}):
         args = Score(input=rows, output=tmp_path / "o.jsonl", judge=str(tiny), **more)
         with pytest.raises(ValueError, match="got --judge beside"):
             score(args)

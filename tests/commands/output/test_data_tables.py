@@ -30,7 +30,7 @@ def test_fits_80_columns_and_says_everything(
     tiny: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    found = inspect(Data("inspect", tuple(files), model=str(tiny)))
+    found = inspect(Data(action="inspect", files=tuple(files), model=str(tiny)))
     capsys.readouterr()
     print_tables(found)
     shown = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_fits_80_columns_and_says_everything(
 
 
 def test_files_with_nothing_in_common(tiny: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = inspect(Data("inspect", tuple(files[2:4]), model=str(tiny)))
+    found = inspect(Data(action="inspect", files=tuple(files[2:4]), model=str(tiny)))
     print_tables(found | {"warnings": []})
     shown = capsys.readouterr().out
     assert "No two files have anything in common." in shown
