@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from rewarden.report import plots
@@ -21,7 +21,7 @@ Group = tuple[str, list[list[str]]]
 
 def escaped(value: Any) -> str:
     """Any value as plain text that no name can turn into markup."""
-    return html.escape(str(value))
+    return escape(str(value))
 
 
 def slug(name: str) -> str:

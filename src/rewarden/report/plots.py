@@ -5,9 +5,9 @@ Nothing is computed here besides where things go: every number drawn was in the 
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 from rewarden.report.numbers import fixed
@@ -87,7 +87,7 @@ def group(
     )
     text, options = "", "<option value=''>all</option>"
     for index, (title, figure) in enumerate(shown):
-        name, heading = f"plot-{key}-{index}", html.escape(title)
+        name, heading = f"plot-{key}-{index}", escape(title)
         figures[name] = figure
         options += f'<option value="{name}">{heading}</option>'
         style = f"min-height:{figure['layout']['height']}px"
@@ -102,7 +102,7 @@ def group(
 def label(index: int, name: str) -> str:
     """The HTML of a model's name with the mark that it has in the plots."""
     colour, _, glyph, _ = look(index)
-    return f'<span style="color:{colour}" aria-hidden=true>{glyph}</span>&nbsp;{html.escape(name)}'
+    return f'<span style="color:{colour}" aria-hidden=true>{glyph}</span>&nbsp;{escape(name)}'
 
 
 def dots(
@@ -225,7 +225,7 @@ def trace_of(
 ) -> dict[str, Any]:
     """A trace in the look of its model; `legendgroup` is what the legend of the page switches on and off."""
     colour, symbol, _, _ = look(index)
-    label = html.escape(name, quote=False)  # plotly reads its labels as a subset of HTML
+    label = escape(name, quote=False)  # plotly reads its labels as a subset of HTML
     return {
         "type": "scatter",
         "mode": mode,
@@ -277,6 +277,6 @@ def dashed(x0: float, y0: float, x1: float, y1: float) -> dict[str, Any]:
 
 def row_heading(name: str, row: int) -> dict[str, Any]:
     """The name of a set on its own row, cut where a phone ends."""
-    text = html.escape(name if len(name) <= 40 else name[:39] + "…", quote=False)
+    text = escape(name if len(name) <= 40 else name[:39] + "…", quote=False)
     place = {"xref": "paper", "x": 0, "xanchor": "left", "y": row, "yanchor": "middle"}
     return place | {"text": f"<b>{text}</b>", "showarrow": False}

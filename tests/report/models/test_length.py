@@ -64,3 +64,18 @@ def test_older_results_have_slopes_only() -> None:
     assert "0.200" in text
     assert "Accuracy by" not in text
     assert length_curve({"a": {"sets": {"x": {}}}}, "x") is None
+
+
+def test_lengths_after_a_cut_are_called_that() -> None:
+    whole, cut = SET | {"truncated": 0}, SET | {"truncated": 3}
+    said = "Lengths are those after the cut to the length limits"
+    assert said not in length({"a": {"sets": {"x": whole}}}, {})
+    assert said in length({"a": {"sets": {"x": whole}}, "b": {"sets": {"x": cut}}}, {})
+
+    def axis(one: dict[str, Any]) -> str:
+        figure = length_curve({"a": {"sets": {"x": one}}}, "x")
+        assert figure is not None
+        return figure["layout"]["xaxis"]["title"]["text"]
+
+    assert axis(whole) == "chosen is longer by (tokens)"
+    assert axis(cut) == "chosen is longer by (tokens, as cut)"

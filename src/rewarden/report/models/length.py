@@ -16,6 +16,8 @@ def length(models: Results, figures: dict[str, Any]) -> str:
         where the better completions really are longer, a good model has one too. The tables below show what the model
         gets right where length speaks against the chosen completion. A judge that only counts tokens is right in every
         pair whose chosen completion is longer and wrong in every other, so its length-balanced accuracy is 0.5."""
+    if any(_is_cut(models, key) for key in html.set_names(models)):
+        how += " " + _AS_CUT
     words = ("prefers longer", "prefers shorter", "not distinguishable from indifferent")
     unit = "sd of the reward gap per 100 tokens"
     caption = """Look for intervals that do not touch the dashed line at 0: to the right of it longer completions get
@@ -31,6 +33,14 @@ def length(models: Results, figures: dict[str, Any]) -> str:
         + _parts("Accuracy by markdown", "by_markdown", _MARKDOWN, models)
         + html.details("The numbers behind the curves", _bins(models))
     )
+
+
+_AS_CUT = "Lengths are those after the cut to the length limits, which is all that the models read."
+
+
+def _is_cut(models: Results, key: str) -> bool:
+    """Whether any model read pairs of a set only in part."""
+    return any(html.of_set("truncated")(result, key) for result in models.values())
 
 
 _LENGTH = {
@@ -91,7 +101,7 @@ def length_curve(models: Results, key: str) -> dict[str, Any] | None:
         left, right = min(left, x[0]), max(right, x[-1])
     if not traces:
         return None
-    axis = {"title": "chosen is longer by (tokens)"}
+    axis = {"title": f"chosen is longer by (tokens{', as cut' if _is_cut(models, key) else ''})"}
     layout = plots.layout_of(300, axis, {"title": "accuracy", "range": [-0.03, 1.03]})
     layout["shapes"] = [plots.dashed(left, CHANCE, right, CHANCE)]
     return {"data": bands + traces, "layout": layout}
