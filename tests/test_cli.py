@@ -191,7 +191,8 @@ def test_an_interruption_while_libraries_load_ends_without_a_traceback(tmp_path:
     slow.write_text(f"import time\ntry:\n    {wait}\nexcept KeyboardInterrupt:\n    raise ImportError\n")
     words = ["score", "--input", "a", "--output", "b"]
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rewarden.cli import main; sys.exit(main({words!r}))"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where it is ignored
+        f"sys.path.insert(0, {str(tmp_path)!r}); from rewarden.cli import main; sys.exit(main({words!r}))"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None

@@ -70,10 +70,10 @@ def accuracy(found: torch.Tensor) -> float:
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr; nothing on stdout."""
+    """The last line on stderr, after what was said on the way; nothing on stdout."""
     captured = capsys.readouterr()
     assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("rewarden: ")]
+    *_, line = [line for line in captured.err.splitlines() if line.startswith("rewarden: ")]
     return line
 
 

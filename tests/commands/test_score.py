@@ -279,7 +279,9 @@ def test_carried_columns_never_cost_the_rewards(
 def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, none = write(tmp_path / "in.jsonl", [ROWS[0], ROWS[1] | {"reward": "x"}]), tmp_path / "no-model"
+    source, none = write(tmp_path / "in.jsonl", [ROWS[0], ROWS[1] | {"reward": "x"}]), tmp_path / "no-weights"
+    none.mkdir()
+    (none / "config.json").write_text('{"model_type": "rewarden"}')
     for output, message in {
         tmp_path / "o.parquet": 'in.jsonl, row 2: "prompt" does not fit',
         source: "this is the input",

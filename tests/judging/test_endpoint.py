@@ -366,7 +366,8 @@ def test_no_key_is_kept_on_the_disk(serve, completion, monkeypatch, tmp_path):
 
 
 INTERRUPTED = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it is ignored
 from rewarden.judging.answers import Question
 from rewarden.judging.endpoint import ChatEndpoint
 from rewarden.judging.templates import VERIFIER

@@ -114,8 +114,8 @@ def test_layouts(write_backbone) -> None:
     folder = write_backbone("llama", language_model=True)
     assert CausalModel.load(folder).layout == "tree"
     assert CausalModel.load(folder, layout="padded").layout == "padded"
-    assert CausalModel.load(folder).context == 2048
-    assert CausalModel.load(write_backbone("gpt2", language_model=True)).context == 256
+    assert CausalModel.load(folder).context.positions == 2048
+    assert CausalModel.load(write_backbone("gpt2", language_model=True)).context.positions == 256
 
 
 def test_bf16_weights_give_float32_logits(write_backbone, make_group) -> None:
