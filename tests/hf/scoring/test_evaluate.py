@@ -5,7 +5,7 @@ import pytest
 
 from rewarden.benchmarks import BENCHMARKS
 from rewarden.data import GoldGroup, Pair
-from rewarden.hf.scoring.evaluate import evaluate_on_benchmark, evaluate_on_gold, evaluate_on_pairs, gains
+from rewarden.hf.scoring.evaluate import evaluate_on_benchmark, evaluate_on_pairs, gains, gold_results
 from rewarden.hf.scoring.scorer import CompletionScore, Scorer
 from rewarden.hf.tokens import Limits
 
@@ -92,22 +92,25 @@ def test_a_reward_that_is_not_finite_is_refused():
         evaluate_on_pairs(Stub(), [pair("one", "2", "1"), pair("two", "nan", "1")])
 
 
+def scored(groups):
+    """What the stub says of gold groups."""
+    return Stub()([group.prompt for group in groups], [group.completions for group in groups])
+
+
 def test_gold():
     # The proxy prefers what gold likes least in the first group, and agrees in the second.
     groups = [
         GoldGroup("one", ["1", "2", "9"], [3.0, 2.0, 1.0], ["x", "y", "z"], "here"),
         GoldGroup("two", ["1", "2", "3"], [1.0, 2.0, 3.0], ["x", "y", "z"], "here"),
     ]
-    ticks = []
-    results = evaluate_on_gold(Stub(), groups, progress=ticks.append)
+    results = gold_results(groups, scored(groups))
     assert results["truncated"] == 1
-    assert sum(ticks) == 6
     # Of two prompts, the best of all three has gold 1 and 3; of one response, 2 and 2.
     assert results["gold"][0]["value"] == pytest.approx(2)
     assert results["gold"][-1]["value"] == pytest.approx(2)
     assert results["gold_oracle"]["value"] == pytest.approx(3)
     assert results["regret"]["value"] == pytest.approx(1)
-    assert evaluate_on_gold(Stub(), groups[1:])["regret"]["value"] == pytest.approx(0)
+    assert gold_results(groups[1:], scored(groups[1:]))["regret"]["value"] == pytest.approx(0)
 
 
 def test_markdown_reaches_the_metrics():
@@ -138,11 +141,10 @@ def test_gains_are_the_gain_by_prompt():
         GoldGroup("one", ["1", "2", "9"], [3.0, 2.0, 1.0], ["x", "y", "z"], "here"),
         GoldGroup("two", ["1", "2", "3", "4"], [1.0, 2.0, 3.0, 6.0], ["x", "y", "z", "w"], "here"),
     ]
-    stub = Stub()
-    found = gains(groups, stub([g.prompt for g in groups], [g.completions for g in groups]))
+    found = gains(groups, scored(groups))
     # Of four, three are drawn: the best one is among them three times out of four.
     assert found == pytest.approx([1 - 2, (3 * 6 + 3) / 4 - 3])
-    assert sum(found) / 2 == pytest.approx(evaluate_on_gold(stub, groups)["gain"]["value"])
+    assert sum(found) / 2 == pytest.approx(gold_results(groups, scored(groups))["gain"]["value"])
 
 
 def test_benchmark():

@@ -65,22 +65,10 @@ def _plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(turn["content"] for turn in text)
 
 
-def evaluate_on_gold(
-    scorer: AnyScorer, groups: Sequence[GoldGroup], *, seed: int = 0, progress: Tick | None = None
-) -> dict[str, Any]:
-    """Results of `rewarden.evaluation.best_of_n.evaluate_best_of_n` with the scorer as proxy, and "truncated" completions.
-
-    Raises:
-        ValueError: When a reward is not finite.
-    """
-    scored = scorer([group.prompt for group in groups], [group.completions for group in groups], progress=progress)
-    return gold_results(groups, scored, seed=seed)
-
-
 def gold_results(
     groups: Sequence[GoldGroup], scored: Sequence[Sequence[CompletionScore]], *, seed: int = 0
 ) -> dict[str, Any]:
-    """What `evaluate_on_gold` returns, from scores that are there already.
+    """Results of `rewarden.evaluation.best_of_n.evaluate_best_of_n` with the scores as proxy, and "truncated" completions.
 
     Raises:
         ValueError: When a reward is not finite.
@@ -92,10 +80,10 @@ def gold_results(
 
 
 def gains(groups: Sequence[GoldGroup], scored: Sequence[Sequence[CompletionScore]]) -> list[float]:
-    """Per prompt, what the scorer's favourite out of n has more in gold than a random pick; n as in `evaluate_on_gold`.
+    """Per prompt, what the scorer's favourite out of n has more in gold than a random pick; n as in `gold_results`.
 
     Returns:
-        In gold units, higher is better; their mean is the "gain" of `evaluate_on_gold`.
+        In gold units, higher is better; their mean is the "gain" of `gold_results`.
     """
     size = min(len(group.gold) for group in groups)
     found = []
