@@ -16,7 +16,10 @@ from rewarden.rl.surrogates import SURROGATES
 if TYPE_CHECKING:
     from rewarden.methods.policy_feedback import PolicyFeedback
 
-    AlgorithmName = SurrogateName = EstimatorName = MonitorName = str
+    AlgorithmName = str
+    SurrogateName = str
+    EstimatorName = str
+    MonitorName = str
 else:  # what may be said is what the tables have
     AlgorithmName, SurrogateName = Literal[tuple(ALGORITHMS)], Literal[tuple(SURROGATES)]
     EstimatorName, MonitorName = Literal[tuple(ESTIMATORS)], Literal[tuple(MONITORS)]
